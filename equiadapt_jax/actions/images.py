@@ -1,0 +1,170 @@
+"""Rotations and reflections of images.
+
+Images are `(..., H, W, C)` floats. A positive angle turns the displayed image counter-clockwise about
+((H-1)/2, (W-1)/2); by π/2 it equals `jnp.rot90`. A reflection mirrors left to right. An element acts
+as its exact part first (quarter turns and mirrors, which move pixels and change none) and then as one
+bilinear interpolation of the remaining rotation, so exact elements lose nothing, and the inexact ones
+are resampled once. Sampling coordinates are never computed in less than float32.
+
+What lies outside the image continues the edge (`pad="edge"`) or is `fill` (`pad="constant"`); no padded
+image is ever made. All functions are pure, and work under jit, vmap and grad.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equiadapt_jax.groups import Cyclic, Dihedral
+
+PADS = ("edge", "constant")
+
+
+def rotate(images: jax.Array, angle, *, pad: str = "edge", fill: float = 0.0) -> jax.Array:
+    """Square images turned counter-clockwise by `angle`, differentiable in both.
+
+    Args:
+      images: `(..., S, S, C)`, any float dtype, which is also that of the result.
+      angle: radians, of shape `images.shape[:-3]` or a scalar. A quarter turn to within rounding of
+        the angle is exact.
+      pad: "edge" or "constant".
+      fill: the value outside the image for `pad="constant"`, in the range of the images.
+
+    Raises:
+      ValueError: shapes that do not fit, images that are not square, an unknown pad.
+      TypeError: images that are not floats.
+    """
+    _check(images, jnp.shape(angle), pad, square=True, floating=True)
+    angle = jnp.asarray(angle, jnp.promote_types(images.dtype, jnp.float32))
+    quarter = jnp.round(angle / (np.pi / 2))
+    rest = angle - quarter * (np.pi / 2)
+    rounding = 4 * jnp.finfo(angle.dtype).eps * jnp.maximum(jnp.abs(angle), 1)
+    rest = jnp.where(jnp.abs(rest) <= rounding, 0, rest)
+    quarter = quarter.astype(jnp.int32) % 4
+    return _sample(images, quarter, quarter * 0, jnp.cos(rest), jnp.sin(rest), pad, fill)
+
+
+def reflect(images: jax.Array, where=True) -> jax.Array:
+    """Images mirrored left to right where `where` (bool, `images.shape[:-3]` or scalar) is true."""
+    _check(images, jnp.shape(where), "edge", square=False, floating=False)
+    return _turn(images, 0, where)
+
+
+def act(
+    group: Cyclic | Dihedral, g, images: jax.Array, *, pad: str = "edge", fill: float = 0.0
+) -> jax.Array:
+    """g·x: images transformed by elements of C_n or D_n.
+
+    Args:
+      group: the group.
+      g: elements, int32, of shape `images.shape[:-3]` or a scalar.
+      images: `(..., H, W, C)`; floats, or any dtype where the group is exact (n divides 4). Square
+        unless the group keeps the shape of every image (n at most 2).
+      pad: "edge" or "constant", see the module.
+      fill: the value outside the image for `pad="constant"`.
+
+    Returns:
+      The transformed images, same shape and dtype. `act(compose(g, q), x)` is
+      `act(g, act(q, x))` to the bit for every q in `group.lattice`.
+
+    Raises:
+      ValueError: shapes that do not fit, an unknown pad, images the group would reshape.
+      TypeError: images that would be interpolated and are not floats.
+    """
+    exact = group.n in (1, 2, 4)
+    _check(images, jnp.shape(g), pad, square=group.n > 2, floating=not exact, group=group)
+    rest, lattice = group.split(g)
+    quarter, mirror = group.steps(lattice) * 4 // group.n, group.reflects(lattice)
+    if exact:
+        return _turn(images, quarter, mirror)
+    matrix = group.matrix(rest, jnp.promote_types(images.dtype, jnp.float32))
+    return _sample(images, quarter, mirror, matrix[..., 0, 0], matrix[..., 0, 1], pad, fill)
+
+
+def orbit(
+    group: Cyclic | Dihedral, images: jax.Array, *, pad: str = "edge", fill: float = 0.0
+) -> jax.Array:
+    """All g·x, `(..., |G|, H, W, C)`, in the order of `group.elements()`; see `act`."""
+    transform = jax.vmap(
+        lambda g: act(group, g, images, pad=pad, fill=fill), out_axes=images.ndim - 3
+    )
+    return transform(group.elements())
+
+
+def _check(images, batch_shape, pad, *, square, floating, group=None):
+    """Raise one sentence for what cannot be transformed."""
+    if images.ndim < 3:
+        raise ValueError(f"Images have shape (..., H, W, C), got {images.shape}.")
+    if batch_shape not in ((), images.shape[:-3]):
+        raise ValueError(
+            f"The elements or angles have shape {batch_shape}, the images {images.shape}: give one "
+            f"for all, or one for each, of shape {images.shape[:-3]}."
+        )
+    if square and images.shape[-3] != images.shape[-2]:
+        raise ValueError(
+            f"{group or 'A rotation'} would change the shape of images of {images.shape[-3]}×"
+            f"{images.shape[-2]} pixels: pad or crop them to a square first."
+        )
+    if floating and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"Images of dtype {images.dtype} cannot be interpolated: convert them to floats."
+        )
+    if pad not in PADS:
+        raise ValueError(f"Unknown pad {pad!r}: choose one of {', '.join(PADS)}.")
+
+
+def _turn(images: jax.Array, quarter, mirror) -> jax.Array:
+    """A left-right mirror where `mirror`, then `quarter` quarter turns; moves pixels, changes none."""
+    images = _where(mirror, images[..., ::-1, :], images)
+    if images.shape[-3] == images.shape[-2]:
+        images = _where(quarter % 2, jnp.swapaxes(images, -3, -2), images)
+    images = _where((quarter % 4 + 1) // 2 % 2, images[..., ::-1, :, :], images)
+    return _where(quarter % 4 // 2, images[..., ::-1, :], images)
+
+
+def _where(condition, true: jax.Array, false: jax.Array) -> jax.Array:
+    """Choose per image, and at trace time where the condition is already known."""
+    if not isinstance(condition, jax.Array) and np.ndim(condition) == 0:
+        return true if condition else false
+    return jnp.where(jnp.asarray(condition, bool)[..., None, None, None], true, false)
+
+
+def _sample(images, quarter, mirror, cos, sin, pad, fill) -> jax.Array:
+    """Mirror, quarter turns, then one rotation by atan2(sin, cos); all of it in a single gather."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    parameters = [jnp.asarray(p) for p in (quarter, mirror, cos, sin)]
+    axes = [0 if p.ndim else None for p in parameters]
+    parameters = [p.reshape(-1) if p.ndim else p for p in parameters]
+    sample = jax.vmap(lambda x, *p: _sample_one(x, *p, pad, fill), in_axes=(0, *axes))
+    return sample(flat, *parameters).reshape(images.shape)
+
+
+def _sample_one(image, quarter, mirror, cos, sin, pad, fill):
+    height, width, channels = image.shape
+    y = jnp.arange(height, dtype=cos.dtype)[:, None] - (height - 1) / 2
+    x = jnp.arange(width, dtype=cos.dtype) - (width - 1) / 2
+    column, row = cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2
+    if pad == "edge":
+        column, row = jnp.clip(column, 0, width - 1), jnp.clip(row, 0, height - 1)
+    left, top = jnp.floor(column), jnp.floor(row)
+    across, down = (column - left)[..., None], (row - top)[..., None]
+    i = jnp.stack([top, top, top + 1, top + 1]).astype(jnp.int32)
+    j = jnp.stack([left, left + 1, left, left + 1]).astype(jnp.int32)
+    pixels = _gather(image, jnp.clip(i, 0, height - 1), jnp.clip(j, 0, width - 1), quarter, mirror)
+    pixels = pixels.astype(cos.dtype)
+    if pad == "constant":
+        inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+        pixels = jnp.where(inside[..., None], pixels, jnp.asarray(fill, cos.dtype))
+    upper = pixels[0] * (1 - across) + pixels[1] * across
+    lower = pixels[2] * (1 - across) + pixels[3] * across
+    return (upper * (1 - down) + lower * down).astype(image.dtype)
+
+
+def _gather(image, i, j, quarter, mirror):
+    """Pixels (i, j) of the image that `_turn` would make, read from the original."""
+    height, width, channels = image.shape
+    i = jnp.where((quarter + 1) // 2 % 2 == 1, height - 1 - i, i)
+    j = jnp.where(quarter // 2 % 2 == 1, width - 1 - j, j)
+    i, j = jnp.where(quarter % 2 == 1, j, i), jnp.where(quarter % 2 == 1, i, j)
+    j = jnp.where(mirror == 1, width - 1 - j, j)
+    flat = image.reshape(height * width, channels)
+    return flat.at[i * width + j].get(mode="promise_in_bounds")

@@ -1,0 +1,5 @@
+"""Scorers: Flax networks that score the poses of an input."""
+
+from equiadapt_jax.networks.group_conv import GroupConvNet
+
+__all__ = ["GroupConvNet"]

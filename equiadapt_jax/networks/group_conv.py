@@ -1,0 +1,146 @@
+"""A group-convolution scorer for images, exact under the transformations that are exact.
+
+A feature map over G is one plane per element. Here every plane is stored turned back into its own
+frame, F_g = g⁻¹·f_g, so that acting with h only permutes planes: (h·F)_g = F_{h⁻¹g}. The group
+convolution f'_g = Σ_j ψ_{g,j} ⋆ f_{gj} (Cohen & Welling 2016, arXiv 1602.07576) then reads
+
+    F'_g = Σ_j ψ_j ⋆ (j·F_{gj}),
+
+one ordinary convolution with the same filters for every g. The group is folded into the batch, and an
+exactly turned image gives the same numbers, in other places: the scores are the same bits, permuted.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equiadapt_jax.actions import images as image_actions
+from equiadapt_jax.groups import Cyclic, Dihedral
+
+
+class GroupConvNet(nn.Module):
+    """Scores the poses of images: `(B, S, S, C)` to `(B, |G|)`, float32 or wider.
+
+    A lifting convolution reads the image from every pose; group convolutions follow, each mixing a
+    plane with those that exact transformations relate to it; the planes are pooled to a coarse grid,
+    each in its own frame, and a last group convolution over all of G scores them.
+
+    Attributes:
+      group: C_n or D_n.
+      features: channels of the convolutions, the lifting layer first.
+      kernels: their kernel sizes.
+      strides: their strides. Quarter turns commute with a stride s only where it divides
+        S + 2·(k // 2 if k is odd, else k // 2 - 1) − k, S being the size before it; refused otherwise.
+      size: working size in pixels to which every pose of the image is resized; None keeps the input's.
+      grid: side of the grid to which planes are pooled.
+      hidden: width of the scoring layer.
+      dtype: compute dtype; None takes that of inputs and parameters. Scores are at least float32.
+      pad: what continues the image where an element interpolates, see `actions.images`.
+    """
+
+    group: Cyclic | Dihedral
+    features: Sequence[int] = (16, 32, 32)
+    kernels: Sequence[int] = (3, 3, 3)
+    strides: Sequence[int] = (1, 1, 1)
+    size: int | None = None
+    grid: int = 1
+    hidden: int = 64
+    dtype: Any = None
+    pad: str = "edge"
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Scores `(B, |G|)` for images `(B, S, S, C)`."""
+        if images.ndim != 4:
+            raise ValueError(f"GroupConvNet takes images (B, S, S, C), got {images.shape}.")
+        planes = _poses(self.group, images, self.size, self.pad)
+        for i, (features, kernel, stride) in enumerate(
+            zip(self.features, self.kernels, self.strides, strict=True)
+        ):
+            if i:
+                planes = _neighbours(self.group, planes)
+            planes = self._convolution(i, planes, features, kernel, stride)
+        return self._scores(_pool(planes, self.grid))
+
+    def _convolution(self, i, planes, features, kernel, stride):
+        batch, order, size = planes.shape[:3]
+        padding = (kernel - 1) // 2
+        if (size + 2 * padding - kernel) % stride:
+            raise ValueError(
+                f"Layer {i} of GroupConvNet strides by {stride} over {size} pixels with kernel "
+                f"{kernel}: quarter turns would see other pixels; choose a working size for which "
+                f"{stride} divides size + {2 * padding - kernel}."
+            )
+        folded = planes.reshape(batch * order, *planes.shape[2:])
+        convolution = nn.Conv(
+            features,
+            (kernel, kernel),
+            strides=stride,
+            padding=padding,
+            use_bias=False,
+            dtype=self.dtype,
+            name=f"conv{i}",
+        )
+        # Each plane is normalised as a whole: a mean over all of them would depend on their order.
+        normalise = nn.LayerNorm(
+            reduction_axes=(-3, -2, -1), feature_axes=-1, dtype=self.dtype, name=f"norm{i}"
+        )
+        folded = nn.gelu(normalise(convolution(folded)))
+        return folded.reshape(batch, order, *folded.shape[1:])
+
+    def _scores(self, pooled):
+        pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
+        hidden = nn.Dense(self.hidden, name="hidden", dtype=pooled.dtype)(pooled)
+        table = _compose_table(self.group, np.arange(self.group.order))
+        mixed = hidden[:, table].reshape(*hidden.shape[:2], -1)
+        mixed = nn.Dense(self.hidden, name="mix", dtype=pooled.dtype)(nn.gelu(mixed))
+        return nn.Dense(1, name="score", dtype=pooled.dtype)(nn.gelu(mixed))[..., 0]
+
+
+def _poses(group, images, size, pad):
+    """g⁻¹·x for all g, `(B, |G|, S, S, C)`, at the working size.
+
+    The exact part acts at full size and every result is resized in its own frame, because resizing
+    a turned image and turning a resized one differ by rounding; the rest is interpolated after it.
+    """
+    remainder, exact = group.split(group.inverse(np.arange(group.order)))
+    turned = {int(q): image_actions.act(group, int(q), images, pad=pad) for q in group.lattice}
+    if size is not None and size != images.shape[1]:
+        shape = (images.shape[0], size, size, images.shape[3])
+        turned = {q: jax.image.resize(x, shape, "linear") for q, x in turned.items()}
+    planes = [
+        turned[int(q)] if r == 0 else image_actions.act(group, int(r), turned[int(q)], pad=pad)
+        for r, q in zip(remainder, exact, strict=True)
+    ]
+    return jnp.stack(planes, 1)
+
+
+def _neighbours(group, planes):
+    """j·F_{gj} for the exact j, side by side in the channels: `(B, |G|, S, S, |lattice| C)`."""
+    table = _compose_table(group, group.lattice)
+    related = [
+        image_actions.act(group, int(j), planes[:, table[:, k]])
+        for k, j in enumerate(group.lattice)
+    ]
+    return jnp.concatenate(related, -1)
+
+
+def _compose_table(group, right):
+    """gj for all g and the given j, `(|G|, len(right))`."""
+    return group.compose(np.arange(group.order)[:, None], right)
+
+
+def _pool(planes, grid):
+    """Averages over grid × grid cells of every plane, `(B, |G|, grid² C)`."""
+    batch, order, size, _, channels = planes.shape
+    if size % grid:
+        raise ValueError(
+            f"GroupConvNet pools {size} pixels to a grid of {grid}: choose a grid that divides "
+            f"{size}."
+        )
+    cells = planes.reshape(batch, order, grid, size // grid, grid, size // grid, channels)
+    return cells.mean((3, 5)).reshape(batch, order, -1)

@@ -1,0 +1,7 @@
+"""Predictors: the pretrained networks that are adapted, and what they expect of their input."""
+
+from equiadapt_jax.predictors.preprocess import Preprocess
+from equiadapt_jax.predictors.resnet import ResNet
+from equiadapt_jax.predictors.vit import ViT
+
+__all__ = ["Preprocess", "ResNet", "ViT"]

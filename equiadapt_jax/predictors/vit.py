@@ -1,0 +1,208 @@
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+
+import math
+from typing import Any, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from equiadapt_jax.predictors.preprocess import at_least_float32, check_images
+
+_POOLS = ("token", "mean")
+
+# Table 1 of the paper; Ti and S are those of DeiT (Touvron et al. 2021, arXiv 2012.12877).
+_SIZES = {
+    "Ti": {"width": 192, "depth": 12, "heads": 3},
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "H": {"width": 1280, "depth": 32, "heads": 16},
+}
+
+_init = nn.initializers.truncated_normal(0.02)
+
+
+class ViT(nn.Module):
+    """A pre-norm vision transformer: images to logits, or to features.
+
+    Input (B, H, W, C) floats, any number of channels, H and W multiples of `patch`; output
+    (B, num_classes) logits, or the pooled features (B, width) where `num_classes` is None or 0,
+    in at least float32. The number of position embeddings follows from the images of `init`.
+
+    `pool="token"` reads the class token; `pool="mean"` averages the patch tokens and leaves the
+    class token out. Both pool first and apply the final LayerNorm to the result. For the class
+    token that is the same as the other order; for the mean it is what timm's `fc_norm` does.
+    `class_token=False` leaves the token and its position embedding away.
+    `mlp_dim` is the inner width of the perceptrons, by default 4 · width. `dropout` acts after the
+    position embeddings, the attention's projection and both layers of each perceptron, in training
+    only and then from the key `rngs={"dropout": key}`.
+
+    Parameters are float32. `dtype` is what the layers compute in; None follows the widest of images
+    and parameters. Normalization statistics and softmax are in at least float32, GELU is exact.
+    Fused `qkv` features are ordered (3, heads, width / heads).
+
+    Raises ValueError for an unknown `pool`, a `width` that `heads` does not divide, and images of
+    the wrong rank, type, size or number of channels.
+    """
+
+    num_classes: int | None
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_dim: int | None = None
+    pool: str = "token"
+    class_token: bool = True
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+
+    @classmethod
+    def variant(cls, name: str, num_classes: int | None, **overrides: Any) -> Self:
+        """Return a published size, such as "B/16": one of Ti, S, B, L, H, and the patch.
+
+        `overrides` replace any other field. Raises ValueError for a name of another form.
+        """
+        size, _, patch = name.partition("/")
+        if size not in _SIZES or not patch.isdecimal() or int(patch) == 0:
+            raise ValueError(
+                f"unknown ViT {name!r}: give one of {', '.join(_SIZES)} and a patch, as in 'B/16'."
+            )
+        return cls(num_classes, **{"patch": int(patch), **_SIZES[size], **overrides})
+
+    def __post_init__(self):
+        if self.pool not in _POOLS:
+            raise ValueError(f"unknown pool {self.pool!r}: choose one of {', '.join(_POOLS)}.")
+        if self.pool == "token" and not self.class_token:
+            raise ValueError("pool='token' needs class_token=True: add it or choose pool='mean'.")
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} is not a multiple of {self.heads} heads: change either."
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Return logits (B, num_classes), or features (B, width), for images (B, H, W, C)."""
+        x = check_images(x, self.get_variable("params", "patch_embed"))
+        if train and self.dropout and not (self.has_rng("dropout") or self.is_initializing()):
+            raise ValueError(
+                f"dropout={self.dropout} needs a key in training: pass rngs={{'dropout': key}}."
+            )
+        x = self._embed(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        mlp_dim = self.mlp_dim or 4 * self.width
+        for i in range(self.depth):
+            block = _Block(
+                self.heads, mlp_dim, self.norm_eps, self.dropout, self.dtype, name=f"blocks_{i}"
+            )
+            x = block(x, train)
+        x = at_least_float32(x)
+        x = x[:, 0] if self.pool == "token" else x[:, int(self.class_token) :].mean(axis=1)
+        dtype = None if self.dtype is None else x.dtype
+        x = nn.LayerNorm(self.norm_eps, dtype, use_fast_variance=False, name="norm")(x)
+        if not self.num_classes:
+            return x
+        return nn.Dense(self.num_classes, dtype=dtype, kernel_init=_init, name="head")(x)
+
+    def _embed(self, x: jax.Array) -> jax.Array:
+        """Return the tokens (B, N, width) of images, positions added."""
+        height, width = x.shape[1:3]
+        if height % self.patch or width % self.patch or not height * width:
+            raise ValueError(
+                f"images of {height}×{width} are not made of patches of {self.patch}×{self.patch}: "
+                "resize or pad them."
+            )
+        conv = nn.Conv(
+            self.width,
+            (self.patch, self.patch),
+            self.patch,
+            padding="VALID",
+            dtype=self.dtype,
+            name="patch_embed",
+        )
+        x = conv(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        self._check_positions(height, width)
+        shape = (1, x.shape[1] + int(self.class_token), self.width)
+        position = self.param("pos_embed", _init, shape)
+        if self.class_token:
+            token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
+            x, token = nn.dtypes.promote_dtype(x, token, dtype=self.dtype)
+            x = jnp.concatenate(
+                [jnp.broadcast_to(token, (x.shape[0], *token.shape[1:])), x], axis=1
+            )
+        x, position = nn.dtypes.promote_dtype(x, position, dtype=self.dtype)
+        return x + position
+
+    def _check_positions(self, height: int, width: int) -> None:
+        held: jax.Array | None = self.get_variable("params", "pos_embed")
+        if held is None:
+            return
+        patches = held.shape[1] - int(self.class_token)
+        if patches != (height // self.patch) * (width // self.patch):
+            side = math.isqrt(patches) * self.patch
+            raise ValueError(
+                f"images of {height}×{width} do not have the {patches} patches that pos_embed "
+                f"{held.shape} was made for: resize them, for a square grid to {side}×{side}, "
+                "or interpolate pos_embed."
+            )
+
+
+class _Block(nn.Module):
+    heads: int
+    mlp_dim: int
+    norm_eps: float
+    dropout: float
+    dtype: DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def norm(name):
+            return nn.LayerNorm(self.norm_eps, self.dtype, use_fast_variance=False, name=name)
+
+        attention = _Attention(self.heads, self.dropout, self.dtype, name="attn")
+        mlp = _MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")
+        x = x + attention(norm("norm1")(x), train)
+        return x + mlp(norm("norm2")(x), train)
+
+
+class _Attention(nn.Module):
+    heads: int
+    dropout: float
+    dtype: DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        width = x.shape[-1]
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=_init, name="qkv")(x)
+        qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
+        y = _attend(*jnp.moveaxis(qkv, -3, 0)).reshape(x.shape)
+        y = nn.Dense(width, dtype=self.dtype, kernel_init=_init, name="proj")(y)
+        return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+
+class _MLP(nn.Module):
+    mlp_dim: int
+    dropout: float
+    dtype: DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=_init, name="fc1")(x)
+        y = nn.gelu(y, approximate=False)
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=_init, name="fc2")(y)
+        return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Softmax attention over tokens, each argument (B, N, heads, head_dim)."""
+    # Written out, because jax.nn.dot_product_attention takes its softmax in float32 even of
+    # float64 scores.
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=dtype)
+    weights = jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
