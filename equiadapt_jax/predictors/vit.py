@@ -127,9 +127,10 @@ class ViT(nn.Module):
         x = x.reshape(x.shape[0], -1, self.width)
         self._check_positions(height, width)
         shape = (1, x.shape[1] + int(self.class_token), self.width)
-        position = self.param("pos_embed", _init, shape)
+        position = self.param("pos_embed", _init, shape, jnp.float32)
         if self.class_token:
-            token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
+            start = nn.initializers.normal(1e-6)
+            token = self.param("cls_token", start, (1, 1, self.width), jnp.float32)
             x, token = nn.dtypes.promote_dtype(x, token, dtype=self.dtype)
             x = jnp.concatenate(
                 [jnp.broadcast_to(token, (x.shape[0], *token.shape[1:])), x], axis=1

@@ -1,0 +1,113 @@
+"""Batches of fitted images: an endless, resumable stream to train on, one pass to evaluate on."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from equiadapt_jax.data.fitting import fit, to_unit
+
+MEMORY_LIMIT = 256 * 2**20  # bytes of fitted images that are kept rather than made anew
+
+
+class FittedSource:
+    """A source of examples, each fitted: dicts of image float32 (S, S, C) and label int32 ().
+
+    With `keep`, examples stay in memory once made, if together they take less than 256 MiB.
+    ValueError for an image of another shape than the first one's, where nothing is resized.
+    """
+
+    def __init__(self, source: Sequence, *, size: int | None, how: str, keep: bool) -> None:
+        if not len(source):
+            raise ValueError("The source has no examples; choose another split or slice.")
+        self._source, self._size, self._how = source, size, how
+        first = self._make(0)
+        self.shape = first["image"].shape
+        self._keep = keep and len(source) * first["image"].nbytes < MEMORY_LIMIT
+        self._kept: dict[int, dict[str, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = self._kept.get(index)
+        if example is None:
+            example = self._make(index)
+            self._check_shape(index, example["image"].shape)
+            if self._keep:
+                self._kept[index] = example
+        return example
+
+    def _make(self, index: int) -> dict[str, np.ndarray]:
+        example = self._source[index]
+        image = fit(to_unit(example["image"]), self._size, self._how)
+        return {"image": image, "label": np.asarray(example["label"], np.int32)}
+
+    def _check_shape(self, index: int, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            name = self._source[index].get("name", f"number {index}")
+            name = name.decode(errors="replace") if isinstance(name, bytes) else name
+            raise ValueError(
+                f"Image {name} is {shape[0]}×{shape[1]} pixels, the first one is "
+                f"{self.shape[0]}×{self.shape[1]}; bring all to one size with fit='pad' and a size."
+            )
+
+
+def training_batches(
+    source: Sequence,
+    *,
+    size: int | None,
+    how: str = "pad",
+    batch_size: int,
+    seed: int,
+    epochs: int | None = None,
+    threads: int = 4,
+) -> Any:
+    """Return a Grain iterator of shuffled batches: image float32 (B, S, S, C), label int32 (B,).
+
+    Every epoch is shuffled anew from `seed`; without `epochs` the stream is endless. The state
+    (`get_state`, `set_state`, `grain.checkpoint`) continues it exactly where it stood. `batch_size`
+    counts all processes: each gets its own B = batch_size / jax.process_count() images of the
+    batch that a single process would get. ValueError if there are fewer examples than a batch.
+    """
+    import grain
+    import jax
+
+    if batch_size < 1 or batch_size % jax.process_count():
+        raise ValueError(
+            f"batch_size={batch_size} cannot be shared by {jax.process_count()} processes; "
+            "choose a positive multiple of their number."
+        )
+    if len(source) < batch_size:
+        raise ValueError(
+            f"The source has {len(source)} examples, fewer than batch_size={batch_size}; "
+            "choose a smaller batch or a larger split."
+        )
+    examples = grain.MapDataset.source(FittedSource(source, size=size, how=how, keep=True))
+    examples = examples.seed(seed).shuffle().repeat(epochs)
+    examples = examples[jax.process_index() :: jax.process_count()]
+    batches = examples.batch(batch_size // jax.process_count(), drop_remainder=True)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(batches.to_iter_dataset(options))
+
+
+def evaluation_batches(
+    source: Sequence, *, size: int | None, how: str = "pad", batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield all examples once, in order: image (B, S, S, C), label (B,) and mask, bool (B,).
+
+    The last batch is filled up with copies of the last example where mask is False, so that all
+    have the same shape and none is lost. Every process gets the whole batch.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    return _evaluation_batches(FittedSource(source, size=size, how=how, keep=False), batch_size)
+
+
+def _evaluation_batches(source: FittedSource, size: int) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, len(source), size):
+        examples = [source[index] for index in range(start, min(start + size, len(source)))]
+        mask = np.arange(size) < len(examples)
+        examples += examples[-1:] * (size - len(examples))
+        batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        yield {**batch, "mask": mask}
