@@ -78,9 +78,14 @@ def from_nnx(module) -> Network:
     def apply(params, state, x, *, train=False, key=None):
         abstract = module if fixed else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
         definition, params_tree, rngs, state_tree = split(abstract)
+        if train and key is None and jax.tree.leaves(rngs):
+            raise ValueError(
+                f"{type(abstract).__name__} draws random numbers while training: "
+                "pass key=jax.random.key(...)."
+            )
         nnx.replace_by_pure_dict(params_tree, params)
         nnx.replace_by_pure_dict(state_tree, state)
-        merged = nnx.merge(definition, params_tree, rngs, state_tree)
+        merged = nnx.merge(definition, params_tree, rngs, state_tree, copy=True)
         merged.train() if train else merged.eval()
         if key is not None:
             nnx.reseed(merged, default=key, dropout=key)
@@ -133,7 +138,7 @@ class Adapted:
         """(params, state) for images `(B, S, S, C)`, around a pretrained predictor's own if given."""
         scorer_key, predictor_key = jax.random.split(key)
         scorer = self.scorer.init(scorer_key, images)
-        predictor = predictor or self.predictor.init(predictor_key, self._prepare(images))
+        predictor = predictor or self.predictor.init(predictor_key, self.prepare(images))
         params, state = zip(scorer, predictor, strict=True)
         names = ("scorer", "predictor")
         return dict(zip(names, params, strict=True)), dict(zip(names, state, strict=True))
@@ -184,7 +189,7 @@ class Adapted:
         y, predictor_state = self.predictor.apply(
             predictor_params,
             state["predictor"],
-            self._prepare(images),
+            self.prepare(images),
             train=train,
             key=key if train else None,
         )
@@ -209,7 +214,8 @@ class Adapted:
         y, state = self.predict(params, state, canonical.inputs, train=train, key=predictor_key)
         return (y, canonical), state
 
-    def _prepare(self, images):
+    def prepare(self, images: jax.Array) -> jax.Array:
+        """What the predictor sees of images in [0, 1]."""
         return images if self.preprocess is None else self.preprocess(images)
 
 
@@ -258,7 +264,16 @@ def adapt(
                 "from_function."
             )
     return Adapted(
-        group, scorer, predictor, preprocess, output, freeze_predictor, method, temperature, pad, fill
+        group,
+        scorer,
+        predictor,
+        preprocess,
+        output,
+        freeze_predictor,
+        method,
+        temperature,
+        pad,
+        fill,
     )
 
 

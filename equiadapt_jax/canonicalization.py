@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import Cyclic, Dihedral
@@ -107,7 +108,7 @@ def mixture(
 ) -> jax.Array:
     """Σ_g w_g g⁻¹·x over the whole group, for soft weights `(..., |G|)`; arguments as above."""
     _check(group, weights)
-    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    dtype = np.promote_types(images.dtype, np.float32)
 
     @jax.checkpoint
     def add(total, g):
@@ -167,12 +168,14 @@ def _canonicalize_forward(group, pad, fill, pose, weights, images):
 
 def _canonicalize_backward(group, pad, fill, residuals, cotangent):
     pose, weights, images = residuals
+    dtype = np.promote_types(weights.dtype, images.dtype)
 
     def transform(g, x):
         return image_actions.act(group, group.inverse(g), x, pad=pad, fill=fill)
 
     def inner_product(g):
-        return jnp.sum(cotangent.astype(weights.dtype) * transform(g, images), (-3, -2, -1))
+        turned = transform(g, images).astype(dtype)
+        return jnp.sum(cotangent.astype(dtype) * turned, (-3, -2, -1))
 
     products = jnp.moveaxis(jax.lax.map(inner_product, group.elements()), 0, -1)
     _, transpose = jax.vjp(lambda x: transform(pose, x), images)

@@ -83,7 +83,7 @@ class Categorical:
 
 
 def _log_probabilities(group, scores, applied):
-    """log p(a∘g | x) at place g: the log-probabilities seen from the applied element a."""
+    """Log p(a∘g | x) at place g: the log-probabilities seen from the applied element a."""
     if scores.ndim < 1 or scores.shape[-1] != group.order:
         raise ValueError(
             f"Scores of shape {scores.shape} do not fit {group}: the last axis holds one for each "

@@ -34,11 +34,12 @@ def rotate(images: jax.Array, angle, *, pad: str = "edge", fill: float = 0.0) ->
       TypeError: images that are not floats.
     """
     _check(images, jnp.shape(angle), pad, square=True, floating=True)
-    angle = jnp.asarray(angle, jnp.promote_types(images.dtype, jnp.float32))
+    angle = jnp.asarray(angle, np.promote_types(images.dtype, np.float32))
     quarter = jnp.round(angle / (np.pi / 2))
     rest = angle - quarter * (np.pi / 2)
     rounding = 4 * jnp.finfo(angle.dtype).eps * jnp.maximum(jnp.abs(angle), 1)
-    rest = jnp.where(jnp.abs(rest) <= rounding, 0, rest)
+    # Exact angles lose their rounding error but keep their derivative.
+    rest = rest - jax.lax.stop_gradient(jnp.where(jnp.abs(rest) <= rounding, rest, 0))
     quarter = quarter.astype(jnp.int32) % 4
     return _sample(images, quarter, quarter * 0, jnp.cos(rest), jnp.sin(rest), pad, fill)
 
@@ -76,7 +77,7 @@ def act(
     quarter, mirror = group.steps(lattice) * 4 // group.n, group.reflects(lattice)
     if exact:
         return _turn(images, quarter, mirror)
-    matrix = group.matrix(rest, jnp.promote_types(images.dtype, jnp.float32))
+    matrix = group.matrix(rest, np.promote_types(images.dtype, np.float32))
     return _sample(images, quarter, mirror, matrix[..., 0, 0], matrix[..., 0, 1], pad, fill)
 
 
@@ -141,7 +142,7 @@ def _sample(images, quarter, mirror, cos, sin, pad, fill) -> jax.Array:
 def _sample_one(image, quarter, mirror, cos, sin, pad, fill):
     height, width, channels = image.shape
     y = jnp.arange(height, dtype=cos.dtype)[:, None] - (height - 1) / 2
-    x = jnp.arange(width, dtype=cos.dtype) - (width - 1) / 2
+    x = jnp.arange(width, dtype=cos.dtype)[None, :] - (width - 1) / 2
     column, row = cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2
     if pad == "edge":
         column, row = jnp.clip(column, 0, width - 1), jnp.clip(row, 0, height - 1)

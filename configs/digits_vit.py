@@ -1,0 +1,34 @@
+"""A small ViT, pretrained on upright digits, becomes invariant to rotation."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from equiadapt_jax.training import config as settings
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The settings; `:tiny` for a run of seconds that checks only that everything runs."""
+    config = settings.Config(
+        name="digits_vit",
+        group="cyclic4",
+        data=settings.Data(name="digits", size=24),
+        predictor=settings.Predictor(
+            name="vit",
+            options={"patch": 6, "width": 64, "depth": 4, "heads": 4},
+            mean=(0.3,),
+            std=(0.37,),
+        ),
+        scorer=settings.Scorer(
+            name="group_conv",
+            options={
+                "features": (16, 16, 32),
+                "kernels": (4, 2, 3),
+                "strides": (2, 2, 1),
+                "grid": 3,
+                "hidden": 32,
+            },
+        ),
+        augmentation=settings.Augmentation(angle=0.2, scale=0.15, shift=0.08),
+    )
+    return ConfigDict(dataclasses.asdict(config))

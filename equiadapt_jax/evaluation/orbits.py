@@ -1,0 +1,160 @@
+"""What a model does to every image in many poses: predictions, poses, and figures of them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equiadapt_jax.actions import images as image_actions
+from equiadapt_jax.groups import Cyclic, Dihedral
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class GroupTurns:
+    """Every image under every element of a group, the identity first."""
+
+    group: Cyclic | Dihedral
+
+    def __len__(self) -> int:
+        return self.group.order
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One name per element: "r90" for a rotation by 90°, "r90s" where a mirror precedes it."""
+        steps = [(360 * self.group.steps(g) / self.group.n, g) for g in range(len(self))]
+        return tuple(f"r{angle:g}" + "s" * self.group.reflects(g) for angle, g in steps)
+
+    def apply(self, images, element, batch):
+        """(images turned by the element, angle in radians `(B,)`, mirrored `(B,)`)."""
+        angle = 2 * np.pi / self.group.n * self.group.steps(element)
+        mirrored = self.group.reflects(element)
+        shape = images.shape[:1]
+        turned = image_actions.act(self.group, element, images)
+        return turned, jnp.full(shape, angle), jnp.full(shape, mirrored)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class RandomTurns:
+    """Every image upright and then by so many angles of its own, uniform on the circle."""
+
+    samples: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return 1 + self.samples
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """ "r0" and "random1", "random2", …"""
+        return ("r0", *(f"random{i + 1}" for i in range(self.samples)))
+
+    def apply(self, images, element, batch):
+        """(images turned by angles drawn for this element and batch, the angles, no mirrors)."""
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), element), batch)
+        angle = jax.random.uniform(key, images.shape[:1], maxval=2 * np.pi) * (element > 0)
+        return image_actions.rotate(images, angle), angle, jnp.zeros_like(angle, jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What was found for N images under E turns; arrays `(N, E)` but for `label (N,)`.
+
+    `change` is ‖f(g·x) − f(x)‖ / ‖f(x)‖ of the logits f; `pose` and `pose_right` are None for a
+    model without poses. A pose is right if none is nearer to the applied turn.
+    """
+
+    labels: tuple[str, ...]
+    label: np.ndarray
+    prediction: np.ndarray
+    confidence: np.ndarray
+    change: np.ndarray
+    pose: np.ndarray | None
+    pose_right: np.ndarray | None
+
+
+def make_evaluator(
+    predict: Callable[..., tuple[jax.Array, jax.Array | None]],
+    turns: GroupTurns | RandomTurns,
+    group: Cyclic | Dihedral | None = None,
+) -> Callable[[Any, Any, Iterable[Mapping[str, np.ndarray]]], Outcome]:
+    """`evaluate(params, state, batches) -> Outcome`, compiled once.
+
+    Args:
+      predict: `predict(params, state, images) -> (logits, pose or None)`.
+      turns: in what poses every image is shown.
+      group: whose elements the poses are; needed if there are any.
+    """
+
+    @jax.jit
+    def look(params, state, images, element, batch):
+        turned, angle, mirrored = turns.apply(images, element, batch)
+        logits, pose = predict(params, state, turned)
+        if pose is None:
+            return {"logits": logits}
+        right = _pose_right(group, pose, angle, mirrored)
+        return {"logits": logits, "pose": pose, "pose_right": right}
+
+    def evaluate(params, state, batches):
+        label, rows = [], []
+        for number, batch in enumerate(batches):
+            images, mask = jnp.asarray(batch["image"]), batch["mask"]
+            seen = [
+                look(params, state, images, np.int32(element), np.int32(number))
+                for element in range(len(turns))
+            ]
+            seen = jax.tree.map(lambda *x: np.stack(x, 1), *jax.device_get(seen))
+            rows.append(jax.tree.map(lambda x, mask=mask: x[mask], _summarise(**seen)))
+            label.append(batch["label"][mask])
+        columns = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+        return Outcome(turns.labels, np.concatenate(label), **columns)
+
+    return evaluate
+
+
+def _summarise(logits, pose=None, pose_right=None):
+    """The columns of `Outcome` for logits `(B, E, classes)`."""
+    logits = logits.astype(np.float64)
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    distance = np.linalg.norm(logits - logits[:, :1], axis=-1)
+    return {
+        "prediction": logits.argmax(-1),
+        "confidence": exponentials.max(-1) / exponentials.sum(-1),
+        "change": distance / np.linalg.norm(logits[:, :1], axis=-1),
+        "pose": pose,
+        "pose_right": pose_right,
+    }
+
+
+def figures(outcome: Outcome, *, elements: bool = True) -> dict[str, float]:
+    """Flat figures of an outcome, whose first turn is the identity.
+
+    `accuracy` upright; `group_accuracy` over all turns; `changed_rate` and `invariance_error` means
+    over the turns other than the identity; `identity_rate` and `pose_accuracy`; with `elements` also
+    `accuracy/<turn>` and `pose_accuracy/<turn>`.
+    """
+    right = outcome.prediction == outcome.label[:, None]
+    found = {"accuracy": right[:, 0].mean(), "group_accuracy": right.mean()}
+    if right.shape[1] > 1:
+        found["changed_rate"] = (outcome.prediction[:, 1:] != outcome.prediction[:, :1]).mean()
+        found["invariance_error"] = outcome.change[:, 1:].mean()
+    per_turn = {"accuracy": right.mean(0)}
+    if outcome.pose is not None:
+        found["identity_rate"] = (outcome.pose[:, 0] == 0).mean()
+        found["pose_accuracy"] = outcome.pose_right.mean()
+        per_turn["pose_accuracy"] = outcome.pose_right.mean(0)
+    if elements:
+        for name, values in per_turn.items():
+            found |= {f"{name}/{turn}": v for turn, v in zip(outcome.labels, values, strict=True)}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _pose_right(group, pose, angle, mirrored):
+    """Whether no element of the group is nearer to the turn than the pose is."""
+    away = angle - 2 * np.pi / group.n * group.steps(pose)
+    away = jnp.abs((away + np.pi) % (2 * np.pi) - np.pi)
+    return (away <= np.pi / group.n + 1e-4) & (group.reflects(pose) == mirrored)

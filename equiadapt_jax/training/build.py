@@ -1,0 +1,69 @@
+"""From settings to a group, a prior and a model."""
+
+import jax.numpy as jnp
+
+from equiadapt_jax import groups, networks, predictors, priors
+from equiadapt_jax.adaptation import Adapted, adapt, from_linen
+from equiadapt_jax.training.config import Config, Prior
+
+_SCORERS = {"group_conv": networks.GroupConvNet}
+_PREDICTORS = {"vit": predictors.ViT, "resnet": predictors.ResNet}
+_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+MODES = ("joint", "frozen", "prior")
+
+
+def build_model(config: Config, classes: int) -> Adapted:
+    """The model of a run for so many classes; ValueError for a setting that does not exist."""
+    group = groups.from_name(config.group)
+    dtype = _choose("dtype", config.dtype, _DTYPES)
+    mode = _choose("adaptation.mode", config.adaptation.mode, dict(zip(MODES, MODES, strict=True)))
+    scorer = _make(
+        "scorer", _choose("scorer.name", config.scorer.name, _SCORERS), (group,),
+        {"pad": config.adaptation.pad, **config.scorer.options, "dtype": dtype},
+    )  # fmt: skip
+    predictor = _make(
+        "predictor", _choose("predictor.name", config.predictor.name, _PREDICTORS), (classes,),
+        {**config.predictor.options, "dtype": dtype},
+    )  # fmt: skip
+    mean, std = (m[0] if len(m) == 1 else m for m in (config.predictor.mean, config.predictor.std))
+    return adapt(
+        group,
+        from_linen(scorer),
+        from_linen(predictor),
+        preprocess=predictors.Preprocess(mean=mean, std=std),
+        freeze_predictor=mode != "joint",
+        method=config.adaptation.method,
+        temperature=config.adaptation.temperature,
+        pad=config.adaptation.pad,
+        fill=config.adaptation.fill,
+    )
+
+
+def build_prior(settings: Prior) -> priors.Identity | priors.Categorical:
+    """The prior of a run."""
+    name = _choose("prior.name", settings.name, {n: n for n in ("identity", "categorical")})
+    if name == "identity":
+        return priors.Identity()
+    return priors.Categorical(settings.probabilities, settings.kl_weight, settings.per_sample)
+
+
+def turns_inputs(config: Config) -> bool:
+    """Whether training inputs are turned by any angle; always where the group interpolates."""
+    choice = config.adaptation.turn_inputs
+    always = {"yes": True, "no": False, "auto": groups.from_name(config.group).n not in (1, 2, 4)}
+    return _choose("adaptation.turn_inputs", choice, always)
+
+
+def _choose(field, name, choices):
+    if name not in choices:
+        raise ValueError(f"config.{field} is {name!r}: choose one of {', '.join(choices)}.")
+    return choices[name]
+
+
+def _make(role, cls, arguments, options):
+    variant = options.pop("variant", None)
+    make = cls if variant is None else lambda *a, **k: cls.variant(variant, *a, **k)
+    try:
+        return make(*arguments, **options)
+    except TypeError as error:
+        raise ValueError(f"config.{role}.options do not fit {cls.__name__}: {error}") from error

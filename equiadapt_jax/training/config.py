@@ -1,0 +1,206 @@
+"""The settings of a run: frozen dataclasses, each field with its meaning.
+
+Configuration files turn a `Config` into a dict, flags change it, and `from_dict` brings it back,
+refusing what it does not know.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    if isinstance(default, dict):
+        return dataclasses.field(
+            default_factory=lambda: dict(default), metadata={"meaning": meaning}
+        )
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images, and how they become squares of one size."""
+
+    name: str = _setting("digits", "digits, image_folder, or the name of a prepared TFDS dataset")
+    root: str = _setting("", "image_folder: the folder or tar with <split>/<class>/<image>")
+    data_dir: str = _setting("", "where prepared copies lie; TFDS's own directory by default")
+    size: int = _setting(24, "side in pixels to which images are brought; 0 leaves them alone")
+    fit: str = _setting("pad", "how: pad (to a centred square), crop, stretch or none")
+    train: str = _setting("train", "split to train on; slices such as train[:90%] work")
+    validation: str = _setting("validation", "split that chooses the best checkpoint")
+    test: str = _setting("test", "split of the final figures")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """The network that scores poses."""
+
+    name: str = _setting("group_conv", "group_conv")
+    options: Mapping[str, Any] = _setting({}, "fields of the network")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """The network to be adapted, and its own preprocessing."""
+
+    name: str = _setting("vit", "vit or resnet")
+    options: Mapping[str, Any] = _setting({}, "fields of the network, or variant='B/16' and others")
+    mean: tuple[float, ...] = _setting((0.5,), "per channel, or one for all")
+    std: tuple[float, ...] = _setting((0.5,), "per channel, or one for all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Small random changes of training images; uniform in plus and minus these."""
+
+    angle: float = _setting(0.0, "radians; left out where inputs are turned by any angle")
+    scale: float = _setting(0.0, "logarithm of the magnification")
+    shift: float = _setting(0.0, "fraction of the side")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Training of the predictor on upright images, where none is given."""
+
+    steps: int = _setting(1500, "0 leaves the predictor as initialised")
+    batch_size: int = _setting(64, "images per step, all devices together")
+    learning_rate: float = _setting(3e-3, "peak, after warm-up and before cosine decay")
+    directory: str = _setting("runs/pretrained", "where pretrained predictors are kept and found")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """Training of the scorer, with or without the predictor."""
+
+    mode: str = _setting("joint", "joint; frozen (predictor kept); prior (kept, and no labels)")
+    steps: int = _setting(600, "")
+    batch_size: int = _setting(64, "images per step, all devices together")
+    scorer_learning_rate: float = _setting(3e-3, "peak")
+    predictor_learning_rate: float = _setting(3e-4, "peak; for joint training")
+    prior_weight: float = _setting(100.0, "of the prior's loss beside the task's")
+    method: str = _setting("straight_through", "weights: straight_through, gumbel or soft")
+    temperature: float = _setting(1.0, "of the weights")
+    turn_inputs: str = _setting(
+        "auto", "turn training inputs by any angle: yes, no, or auto: where the group interpolates"
+    )
+    pad: str = _setting("edge", "what lies outside the image: edge or constant")
+    fill: float = _setting(0.0, "its value for constant, in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Where the predictor's own data lie in the group."""
+
+    name: str = _setting("identity", "identity or categorical")
+    probabilities: tuple[float, ...] = _setting((), "categorical: one per element")
+    kl_weight: float = _setting(0.0, "categorical: weight of KL(prior ‖ batch mean of poses)")
+    per_sample: bool = _setting(False, "categorical: KL per input, as in the papers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up and cosine decay, for both stages."""
+
+    weight_decay: float = _setting(0.05, "")
+    warmup: float = _setting(0.1, "fraction of the steps")
+    clip: float = _setting(1.0, "largest norm of the gradient")
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+    """How often, and where to."""
+
+    every: int = _setting(20, "steps between logged ones")
+    evaluate_every: int = _setting(100, "steps between validation and checkpoint")
+    tensorboard: bool = _setting(False, "also write event files (extra tensorboard)")
+    wandb: str = _setting("", "also log to this Weights & Biases project (extra wandb)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str = _setting("digits_vit", "first part of the run's directory")
+    seed: int = _setting(0, "of initialisation, order of images and augmentation, in both stages")
+    group: str = _setting("cyclic4", "cyclic<n> or dihedral<n>")
+    dtype: str = _setting("float32", "compute dtype: float32 or bfloat16; parameters are float32")
+    evaluation_batch_size: int = _setting(60, "images per evaluated batch")
+    data: Data = dataclasses.field(default_factory=Data)
+    scorer: Scorer = dataclasses.field(default_factory=Scorer)
+    predictor: Predictor = dataclasses.field(default_factory=Predictor)
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+    pretrain: Pretrain = dataclasses.field(default_factory=Pretrain)
+    adaptation: Adaptation = dataclasses.field(default_factory=Adaptation)
+    prior: Prior = dataclasses.field(default_factory=Prior)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    logging: Logging = dataclasses.field(default_factory=Logging)
+
+
+def from_dict(values: Mapping[str, Any], cls: type = Config, path: str = "config") -> Any:
+    """A `Config` from nested dicts; ValueError for an unknown field, TypeError for a wrong type."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1) or sorted(fields)
+            raise ValueError(f"{path}.{name} is not a setting; did you mean {', '.join(near)}?")
+    return cls(
+        **{name: _value(fields[name], value, f"{path}.{name}") for name, value in values.items()}
+    )
+
+
+def _value(field, value, path):
+    if dataclasses.is_dataclass(field.type):
+        return from_dict(value, field.type, path)
+    if field.name == "options":
+        return {name: _freeze(option) for name, option in value.items()}
+    default = field.default
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(map(float, value))
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float) and number:
+        return float(value)
+    if type(value) is not type(default):
+        raise TypeError(
+            f"{path} is {value!r}, a {type(value).__name__}: give a {type(default).__name__}."
+        )
+    return value
+
+
+def _freeze(value):
+    return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
+
+
+def to_json(config: Any) -> str:
+    """The settings as JSON, fields in their order."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Eight hexadecimal digits that change with any of the given settings."""
+    text = json.dumps(
+        [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts], sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`field: old → new` for all that differ but for logging, which changes no result."""
+    old, new = (_flatten(dataclasses.asdict(config)) for config in (old, new))
+    return [
+        f"{name}: {old.get(name)!r} → {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith("logging.")
+    ]
+
+
+def _flatten(tree, prefix=""):
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

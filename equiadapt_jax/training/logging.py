@@ -1,0 +1,62 @@
+"""Where logged figures go: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from equiadapt_jax.training.config import Logging
+
+
+class MetricsLog:
+    """Writes one JSON line per logged step, `{"step": 20, "train/loss": 1.2, …}`.
+
+    An existing file is continued: its lines up to `after` are kept, later ones dropped.
+    """
+
+    def __init__(self, workdir: Path, settings: Logging, *, after: int = 0, name: str = ""):
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= after]
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+        self._tensorboard, self._wandb = None, None
+        if settings.tensorboard:
+            self._tensorboard = _import("tensorboardX", "tensorboard").SummaryWriter(str(workdir))
+        if settings.wandb:
+            wandb = _import("wandb", "wandb")
+            self._wandb = wandb.init(project=settings.wandb, name=name, dir=str(workdir))
+
+    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write the figures of a step."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.flush()
+        if self._tensorboard:
+            for name, value in figures.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """Finish all files."""
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _lines(path):
+    if not path.exists():
+        return []
+    # A line without its end was being written when the run was killed.
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _import(module, extra):
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"Logging to {extra} needs {module}: pip install 'equiadapt-jax[{extra}]'."
+        ) from error

@@ -1,0 +1,119 @@
+"""What training minimises: the task's loss, and the prior's on the poses (Mondal et al. 2023, eq. 4)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from equiadapt_jax.actions import images as image_actions
+from equiadapt_jax.adaptation import Adapted
+from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.training.config import Augmentation
+
+Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+
+
+def pretraining(model: Adapted, augmentation: Augmentation) -> Objective:
+    """The task's loss of the predictor alone, on upright images."""
+
+    def objective(params, state, batch, key):
+        augment_key, dropout_key = jax.random.split(key)
+        images = augment(batch["image"], augment_key, augmentation)
+        logits, state = model.predict(params, state, images, train=True, key=dropout_key)
+        loss = _cross_entropy(logits, batch["label"])
+        return loss, (state, {"loss": loss, "accuracy": _accuracy(logits, batch["label"])})
+
+    return objective
+
+
+def adaptation(
+    model: Adapted,
+    prior,
+    *,
+    prior_weight: float,
+    augmentation: Augmentation,
+    turn_inputs: bool,
+    labels: bool = True,
+) -> Objective:
+    """Task + prior_weight × prior; without labels the prior alone, and no predictor pass.
+
+    With `turn_inputs` every image is first turned by an angle drawn from the whole circle (and
+    mirrored or not, for D_n), and the prior shifted by the nearest element: otherwise a scorer would
+    learn that what was interpolated is not upright.
+    """
+
+    def objective(params, state, batch, key):
+        augment_key, turn_key, model_key = jax.random.split(key, 3)
+        images = augment(batch["image"], augment_key, augmentation, angle=not turn_inputs)
+        applied = None
+        if turn_inputs:
+            images, applied = turn(model.group, turn_key, images, model.pad, model.fill)
+        if not labels:
+            canonical, state = model.canonicalize(params, state, images, train=True, key=model_key)
+            loss = prior.loss(model.group, canonical.scores, applied=applied)
+            return loss, (state, {"loss": loss, **_pose_metrics(loss, canonical, applied)})
+        (logits, canonical), state = model.apply(params, state, images, train=True, key=model_key)
+        task = _cross_entropy(logits, batch["label"])
+        prior_loss = prior.loss(model.group, canonical.scores, applied=applied)
+        loss = task + prior_weight * prior_loss
+        accuracy = _accuracy(logits, batch["label"])
+        metrics = {"loss": loss, "task_loss": task, "accuracy": accuracy}
+        return loss, (state, {**metrics, **_pose_metrics(prior_loss, canonical, applied)})
+
+    return objective
+
+
+def turn(
+    group: Cyclic | Dihedral, key: jax.Array, images: jax.Array, pad: str, fill: float
+) -> tuple[jax.Array, jax.Array]:
+    """Images turned by random angles, for D_n after a random mirror; and the nearest elements."""
+    angle_key, mirror_key = jax.random.split(key)
+    batch = images.shape[:-3]
+    angle = jax.random.uniform(angle_key, batch, maxval=2 * jnp.pi)
+    mirrored = jax.random.randint(mirror_key, batch, 0, group.order // group.n)
+    images = image_actions.reflect(images, mirrored)
+    images = image_actions.rotate(images, angle, pad=pad, fill=fill)
+    steps = jnp.round(angle * group.n / (2 * jnp.pi)).astype(jnp.int32) % group.n
+    return images, steps + group.n * mirrored
+
+
+def augment(
+    images: jax.Array, key: jax.Array, amount: Augmentation, *, angle: bool = True
+) -> jax.Array:
+    """Small random rotation, magnification and shift of `(B, S, S, C)`, one interpolation."""
+    turning = amount.angle if angle else 0.0
+    if not (turning or amount.scale or amount.shift):
+        return images
+    batch, size = images.shape[0], images.shape[1]
+    noise = jax.random.uniform(key, (batch, 4), minval=-1.0, maxval=1.0)
+    theta, zoom = turning * noise[:, 0], jnp.exp(-amount.scale * noise[:, 1])
+    cos, sin = zoom * jnp.cos(theta), zoom * jnp.sin(theta)
+
+    def warp(image, cos, sin, shift):
+        centred = jnp.arange(size) - (size - 1) / 2
+        x, y = centred[None, :], centred[:, None]
+        column = cos * x - sin * y + (size - 1) / 2 + shift[0]
+        row = sin * x + cos * y + (size - 1) / 2 + shift[1]
+        sample = jax.vmap(
+            lambda channel: jax.scipy.ndimage.map_coordinates(channel, (row, column), 1, "nearest"),
+            in_axes=-1,
+            out_axes=-1,
+        )
+        return sample(image)
+
+    return jax.vmap(warp)(images, cos, sin, size * amount.shift * noise[:, 2:])
+
+
+def _cross_entropy(logits, labels):
+    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _accuracy(logits, labels):
+    return jnp.mean(jnp.argmax(logits, -1) == labels)
+
+
+def _pose_metrics(prior_loss, canonical, applied):
+    right = canonical.pose == (0 if applied is None else applied)
+    return {"prior_loss": prior_loss, "pose_accuracy": jnp.mean(right)}

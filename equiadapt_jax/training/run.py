@@ -1,0 +1,228 @@
+"""A run: pretrain the predictor if none is kept, adapt it, leave a workdir behind."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from equiadapt_jax.adaptation import Adapted
+from equiadapt_jax.data import Dataset, evaluation_batches, open_dataset, training_batches
+from equiadapt_jax.evaluation.orbits import GroupTurns, figures, make_evaluator
+from equiadapt_jax.groups import Cyclic
+from equiadapt_jax.training import objective
+from equiadapt_jax.training.build import build_model, build_prior, turns_inputs
+from equiadapt_jax.training.checkpoints import Checkpoints
+from equiadapt_jax.training.config import Config, differences, fingerprint, from_dict
+from equiadapt_jax.training.logging import MetricsLog
+from equiadapt_jax.training.loop import fit
+from equiadapt_jax.training.step import create_state, make_optimizer, make_step
+
+_FILES = ("config.json", "metrics.jsonl", "metrics.json", "checkpoints", "eval")
+
+
+def train(
+    config: Config, workdir: str | os.PathLike, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, float]:
+    """Make what `config` describes and leave it in `workdir`; returns the run's own figures.
+
+    Args:
+      config: the settings.
+      workdir: a directory that is new, or holds a run with the same settings to `resume`.
+      resume: continue from the latest checkpoint, or start where there is none.
+      overwrite: remove the run that is there first.
+
+    Raises:
+      ValueError, TypeError, FileNotFoundError: settings, data or a workdir that cannot be used.
+      FloatingPointError: training diverged.
+    """
+    workdir = Path(workdir)
+    began = time.monotonic()
+    dataset = open_dataset(config.data.name, root=config.data.root, data_dir=config.data.data_dir)
+    model = build_model(config, len(dataset.classes))
+    shape = _image_shape(config, dataset)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    _open_workdir(config, dataset, shape, workdir, resume, overwrite)
+    predictor = _pretrain(config, model, dataset, shape)
+    pretrained = time.monotonic()
+    _adapt(config, model, dataset, shape, workdir, predictor)
+    seconds = time.monotonic() - pretrained
+    return {
+        "scorer/parameters": sum(x.size for x in jax.tree.leaves(abstract[0]["scorer"])),
+        "train/pretraining_seconds": pretrained - began,
+        "train/seconds": seconds,
+        "train/images_per_second": config.adaptation.steps * config.adaptation.batch_size / seconds,
+    }
+
+
+def read_config(workdir: str | os.PathLike) -> tuple[Config, Mapping[str, Any]]:
+    """The settings of the run in `workdir`, and of its data the `classes` and the image `shape`."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} holds no run (no config.json): train one first.")
+    values = json.loads(path.read_text())
+    dataset = values.pop("dataset")
+    return from_dict(values), dataset
+
+
+def _open_workdir(config, dataset, shape, workdir, resume, overwrite):
+    """Refuse a workdir that holds something else, and leave config.json in one that does not."""
+    if overwrite:
+        for name in _FILES:
+            path = workdir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if (workdir / "config.json").is_file():
+        different = differences(read_config(workdir)[0], config)
+        if different:
+            raise ValueError(
+                f"{workdir} holds a run with other settings ({'; '.join(different)}): choose "
+                "another --workdir, or replace it with --overwrite."
+            )
+        if not resume:
+            raise ValueError(
+                f"{workdir} holds a run with these settings: continue it with --resume, replace it "
+                "with --overwrite, or choose another --workdir."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    facts = {"classes": list(dataset.classes), "shape": list(shape)}
+    text = json.dumps({**dataclasses.asdict(config), "dataset": facts}, indent=2)
+    unfinished = workdir / "config.json.tmp"
+    unfinished.write_text(text + "\n")
+    unfinished.replace(workdir / "config.json")
+
+
+def _pretrain(config: Config, model: Adapted, dataset: Dataset, shape):
+    """(params, state) of the predictor trained on upright images, by this run or an earlier one."""
+    settings = config.pretrain
+    example = jnp.zeros((1, *shape))
+    key = jax.random.key(config.seed)
+    predictor = model.predictor.init(key, model.prepare(example))
+    if not settings.steps:
+        return predictor
+    parts = (
+        dataclasses.replace(config.data, data_dir=""), config.predictor, config.augmentation,
+        config.optimizer, dataclasses.replace(settings, directory=""), config.dtype, config.seed,
+        dict(dataset.sizes), list(dataset.classes),
+    )  # fmt: skip
+    name = f"{config.data.name.replace('/', '-')}-{config.predictor.name}-{fingerprint(*parts)}"
+    workdir = Path(settings.directory) / name
+    trainable = dataclasses.replace(model, freeze_predictor=False)
+    evaluate = make_evaluator(lambda *arguments: (trainable.predict(*arguments)[0], None), _UPRIGHT)
+
+    def validate(state):
+        batches = _evaluation(config, dataset, config.data.validation)
+        found = figures(evaluate(state.params, state.state, batches), elements=False)
+        return {**found, "best_by": found["accuracy"]}
+
+    checkpoints = _fit(
+        config, dataset, workdir, f"pretraining {config.predictor.name}",
+        params={"predictor": predictor[0]}, state={"predictor": predictor[1]},
+        objective=objective.pretraining(trainable, config.augmentation),
+        learning_rates={"predictor": settings.learning_rate},
+        steps=settings.steps, batch_size=settings.batch_size, validate=validate,
+        key=jax.random.fold_in(key, 1),
+    )  # fmt: skip
+    like = ({"predictor": predictor[0]}, {"predictor": predictor[1]})
+    params, state = checkpoints.restore_model(checkpoints.best_step(), like)
+    checkpoints.close()
+    return params["predictor"], state["predictor"]
+
+
+def _adapt(config: Config, model: Adapted, dataset: Dataset, shape, workdir: Path, predictor):
+    """Train the scorer, and the predictor with it in joint mode."""
+    settings = config.adaptation
+    labels = settings.mode != "prior"
+    key = jax.random.key(config.seed)
+    params, state = model.init(key, jnp.zeros((1, *shape)), predictor=predictor)
+    evaluate = make_evaluator(
+        adapted_prediction(model) if labels else _scores_only(model),
+        GroupTurns(model.group),
+        model.group,
+    )
+
+    def validate(state):
+        batches = _evaluation(config, dataset, config.data.validation)
+        found = figures(evaluate(state.params, state.state, batches), elements=False)
+        if not labels:
+            found = {name: found[name] for name in ("identity_rate", "pose_accuracy")}
+        return {**found, "best_by": found["group_accuracy" if labels else "pose_accuracy"]}
+
+    rates = {"scorer": settings.scorer_learning_rate}
+    if settings.mode == "joint":
+        rates["predictor"] = settings.predictor_learning_rate
+    _fit(
+        config, dataset, workdir, f"adapting to {model.group}", params=params, state=state,
+        objective=objective.adaptation(
+            model, build_prior(config.prior), prior_weight=settings.prior_weight,
+            augmentation=config.augmentation, turn_inputs=turns_inputs(config), labels=labels,
+        ),
+        learning_rates=rates, steps=settings.steps, batch_size=settings.batch_size,
+        validate=validate, key=jax.random.fold_in(key, 2),
+    ).close()  # fmt: skip
+
+
+def _fit(
+    config, dataset, workdir, title, *, params, state, objective, learning_rates, steps, batch_size,
+    validate, key,
+) -> Checkpoints:  # fmt: skip
+    """Train one stage in its directory, from its latest checkpoint if there is one."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir / "checkpoints", create=True)
+    optimizer = make_optimizer(config.optimizer, learning_rates, steps)
+    train_state = create_state(params, state, optimizer, tuple(learning_rates))
+    batches = training_batches(
+        dataset.source(config.data.train), size=config.data.size, how=config.data.fit,
+        batch_size=batch_size, seed=config.seed,
+    )  # fmt: skip
+    if checkpoints.steps():
+        train_state = checkpoints.restore(checkpoints.steps()[-1], train_state, batches)
+    start = int(train_state.step)
+    log = MetricsLog(workdir, config.logging, after=start, name=workdir.name)
+    try:
+        fit(
+            make_step(objective, optimizer, tuple(learning_rates)), train_state, batches,
+            steps=steps, key=key, validate=validate, checkpoints=checkpoints, log=log,
+            settings=config.logging, title=title,
+        )  # fmt: skip
+    finally:
+        log.close()
+        checkpoints.wait()
+    return checkpoints
+
+
+def adapted_prediction(model: Adapted):
+    """`predict(params, state, images) -> (logits, pose)` of the adapted model."""
+
+    def predict(params, state, images):
+        (logits, canonical), _ = model.apply(params, state, images)
+        return logits, canonical.pose
+
+    return predict
+
+
+def _scores_only(model):
+    def predict(params, state, images):
+        canonical, _ = model.canonicalize(params, state, images)
+        return canonical.scores, canonical.pose
+
+    return predict
+
+
+def _evaluation(config, dataset, split):
+    return evaluation_batches(
+        dataset.source(split), size=config.data.size, how=config.data.fit,
+        batch_size=config.evaluation_batch_size,
+    )  # fmt: skip
+
+
+def _image_shape(config, dataset):
+    return next(_evaluation(config, dataset, config.data.train))["image"].shape[1:]
+
+
+_UPRIGHT = GroupTurns(Cyclic(1))
