@@ -1,4 +1,9 @@
-"""A small ViT, pretrained on upright digits, becomes invariant to rotation."""
+"""A small ViT, pretrained on upright digits, becomes invariant to rotation.
+
+    python train.py
+
+HEADER
+"""
 
 import dataclasses
 
@@ -8,7 +13,7 @@ from equiadapt_jax.training import config as settings
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings; `:tiny` for a run of seconds that checks only that everything runs."""
+    """The settings; with `:tiny` behind the file's name, those of a run of seconds."""
     config = settings.Config(
         name="digits_vit",
         group="cyclic4",
@@ -31,4 +36,10 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         augmentation=settings.Augmentation(angle=0.2, scale=0.15, shift=0.08),
     )
+    if variant == "tiny":
+        config = settings.tiny(
+            config,
+            predictor={"patch": 6, "width": 16, "depth": 1, "heads": 2},
+            scorer={"features": (4, 4), "kernels": (4, 2), "strides": (2, 2), "hidden": 8},
+        )
     return ConfigDict(dataclasses.asdict(config))

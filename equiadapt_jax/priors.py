@@ -76,9 +76,9 @@ class Categorical:
         else:
             loss = -jnp.mean(jax.nn.logsumexp(log_p[..., support] + log_pi, -1))
         if self.kl_weight:
-            batch = log_p.reshape(-1, group.order)
+            batch = log_p.reshape(-1, group.order)[:, support]
             log_mean = jax.nn.logsumexp(batch, 0) - np.log(batch.shape[0]).astype(log_p.dtype)
-            loss = loss + self.kl_weight * jnp.sum(pi * (log_pi - log_mean[support]))
+            loss = loss + self.kl_weight * jnp.sum(pi * (log_pi - log_mean))
         return loss
 
 

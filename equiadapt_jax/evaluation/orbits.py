@@ -121,10 +121,11 @@ def _summarise(logits, pose=None, pose_right=None):
     logits = logits.astype(np.float64)
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     distance = np.linalg.norm(logits - logits[:, :1], axis=-1)
+    size = np.linalg.norm(logits[:, :1], axis=-1)
     return {
         "prediction": logits.argmax(-1),
         "confidence": exponentials.max(-1) / exponentials.sum(-1),
-        "change": distance / np.linalg.norm(logits[:, :1], axis=-1),
+        "change": distance / np.maximum(size, np.finfo(np.float64).tiny),
         "pose": pose,
         "pose_right": pose_right,
     }

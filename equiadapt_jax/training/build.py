@@ -1,6 +1,7 @@
 """From settings to a group, a prior and a model."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from equiadapt_jax import groups, networks, predictors, priors
 from equiadapt_jax.adaptation import Adapted, adapt, from_linen
@@ -39,12 +40,20 @@ def build_model(config: Config, classes: int) -> Adapted:
     )
 
 
-def build_prior(settings: Prior) -> priors.Identity | priors.Categorical:
-    """The prior of a run."""
-    name = _choose("prior.name", settings.name, {n: n for n in ("identity", "categorical")})
-    if name == "identity":
-        return priors.Identity()
-    return priors.Categorical(settings.probabilities, settings.kl_weight, settings.per_sample)
+def build_prior(
+    settings: Prior, group: groups.Cyclic | groups.Dihedral
+) -> priors.Identity | priors.Categorical:
+    """The prior of a run over the elements of a group."""
+    name = _choose(
+        "prior.name", settings.name, {n: n for n in ("identity", "mirror", "categorical")}
+    )
+    if name == "categorical":
+        return priors.Categorical(settings.probabilities, settings.kl_weight, settings.per_sample)
+    if name == "mirror" and group.order > group.n:
+        half = np.zeros(group.order)
+        half[[0, group.n]] = 0.5
+        return priors.Categorical(tuple(half), settings.kl_weight, settings.per_sample)
+    return priors.Identity()
 
 
 def turns_inputs(config: Config) -> bool:

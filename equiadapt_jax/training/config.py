@@ -76,7 +76,7 @@ class Adaptation:
     """Training of the scorer, with or without the predictor."""
 
     mode: str = _setting("joint", "joint; frozen (predictor kept); prior (kept, and no labels)")
-    steps: int = _setting(600, "")
+    steps: int = _setting(600, "optimisation steps")
     batch_size: int = _setting(64, "images per step, all devices together")
     scorer_learning_rate: float = _setting(3e-3, "peak")
     predictor_learning_rate: float = _setting(3e-4, "peak; for joint training")
@@ -94,7 +94,9 @@ class Adaptation:
 class Prior:
     """Where the predictor's own data lie in the group."""
 
-    name: str = _setting("identity", "identity or categorical")
+    name: str = _setting(
+        "identity", "identity, mirror (half of it on the mirror, for dihedral<n>) or categorical"
+    )
     probabilities: tuple[float, ...] = _setting((), "categorical: one per element")
     kl_weight: float = _setting(0.0, "categorical: weight of KL(prior ‖ batch mean of poses)")
     per_sample: bool = _setting(False, "categorical: KL per input, as in the papers")
@@ -104,7 +106,7 @@ class Prior:
 class Optimizer:
     """AdamW with warm-up and cosine decay, for both stages."""
 
-    weight_decay: float = _setting(0.05, "")
+    weight_decay: float = _setting(0.05, "of AdamW")
     warmup: float = _setting(0.1, "fraction of the steps")
     clip: float = _setting(1.0, "largest norm of the gradient")
 
@@ -137,6 +139,19 @@ class Config:
     prior: Prior = dataclasses.field(default_factory=Prior)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     logging: Logging = dataclasses.field(default_factory=Logging)
+
+
+def tiny(config: Config, *, predictor: Mapping[str, Any], scorer: Mapping[str, Any]) -> Config:
+    """The same run in seconds: two steps of each stage, with networks of these options."""
+    return dataclasses.replace(
+        config,
+        name=f"{config.name}_tiny",
+        predictor=dataclasses.replace(config.predictor, options=predictor),
+        scorer=dataclasses.replace(config.scorer, options=scorer),
+        pretrain=dataclasses.replace(config.pretrain, steps=2, batch_size=8),
+        adaptation=dataclasses.replace(config.adaptation, steps=2, batch_size=8),
+        logging=dataclasses.replace(config.logging, every=1, evaluate_every=1),
+    )
 
 
 def from_dict(values: Mapping[str, Any], cls: type = Config, path: str = "config") -> Any:

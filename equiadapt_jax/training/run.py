@@ -159,7 +159,7 @@ def _adapt(config: Config, model: Adapted, dataset: Dataset, shape, workdir: Pat
     _fit(
         config, dataset, workdir, f"adapting to {model.group}", params=params, state=state,
         objective=objective.adaptation(
-            model, build_prior(config.prior), prior_weight=settings.prior_weight,
+            model, build_prior(config.prior, model.group), prior_weight=settings.prior_weight,
             augmentation=config.augmentation, turn_inputs=turns_inputs(config), labels=labels,
         ),
         learning_rates=rates, steps=settings.steps, batch_size=settings.batch_size,

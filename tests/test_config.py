@@ -1,0 +1,128 @@
+"""Settings: what is refused, what is kept, and that every shipped configuration builds."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from equiadapt_jax.training import config as settings
+from equiadapt_jax.training import objective
+from equiadapt_jax.training.build import build_model, build_prior, turns_inputs
+
+SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def shipped(path: Path, variant: str = "") -> settings.Config:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return settings.from_dict(module.get_config(variant).to_dict())
+
+
+def all_fields(cls=settings.Config):
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from all_fields(field.type)
+        else:
+            yield cls, field
+
+
+def test_every_setting_has_a_meaning():
+    for cls, field in all_fields():
+        assert field.metadata["meaning"], f"{cls.__name__}.{field.name}"
+
+
+def test_settings_survive_the_way_through_a_dict():
+    config = dataclasses.replace(
+        settings.Config(), scorer=settings.Scorer(options={"features": (4, 8)}), seed=3
+    )
+    assert settings.from_dict(dataclasses.asdict(config)) == config
+
+
+def test_unknown_settings_are_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"config\.adaptation\.step is not .* mean steps\?"):
+        settings.from_dict({"adaptation": {"step": 3}})
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"seed": "1"}, "config.seed"),
+        ({"seed": 1.5}, "config.seed"),
+        ({"group": 4}, "config.group"),
+        ({"logging": {"tensorboard": 1}}, "config.logging.tensorboard"),
+        ({"pretrain": {"steps": True}}, "config.pretrain.steps"),
+    ],
+)
+def test_settings_of_another_type_are_refused(values, path):
+    with pytest.raises(TypeError, match=path):
+        settings.from_dict(values)
+
+
+def test_whole_numbers_serve_as_floats_and_lists_as_tuples():
+    config = settings.from_dict({"predictor": {"mean": [1, 0]}, "optimizer": {"clip": 2}})
+    assert config.predictor.mean == (1.0, 0.0)
+    assert config.optimizer.clip == 2.0
+    assert isinstance(config.optimizer.clip, float)
+
+
+def test_differences_name_what_changed_but_not_the_logging():
+    old = settings.Config()
+    new = dataclasses.replace(old, group="cyclic8", logging=settings.Logging(every=1))
+    assert settings.differences(old, new) == ["group: 'cyclic4' → 'cyclic8'"]
+
+
+def test_fingerprints_tell_settings_apart():
+    prints = {settings.fingerprint(settings.Data(size=size)) for size in range(20)}
+    assert len(prints) == 20
+    assert settings.fingerprint(settings.Data(size=3)) in prints
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"group": "cyclic0"}, "Unknown group 'cyclic0'"),
+        ({"group": "so2"}, "Unknown group 'so2'"),
+        ({"dtype": "float16"}, r"config\.dtype is 'float16': choose one of float32, bfloat16"),
+        ({"adaptation": settings.Adaptation(mode="both")}, r"config\.adaptation\.mode is 'both'"),
+        ({"predictor": settings.Predictor(name="vgg")}, r"config\.predictor\.name is 'vgg'"),
+        (
+            {"predictor": settings.Predictor(options={"depht": 2})},
+            r"config\.predictor\.options do not fit ViT: .*depht",
+        ),
+        ({"adaptation": settings.Adaptation(method="hard")}, "Unknown method 'hard'"),
+    ],
+)
+def test_settings_that_build_nothing_are_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build_model(dataclasses.replace(settings.Config(), **change), 10)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("group", ["cyclic4", "cyclic8", "dihedral4"])
+def test_every_configuration_builds_and_differentiates_in_full_size(path, group):
+    config = dataclasses.replace(shipped(path), group=group)
+    model = build_model(config, 10)
+    batch = {
+        "image": jax.ShapeDtypeStruct((8, config.data.size, config.data.size, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+    }
+    key = jax.random.key(0)
+    params, state = jax.eval_shape(model.init, key, batch["image"])
+    loss = objective.adaptation(
+        model,
+        build_prior(config.prior, model.group),
+        prior_weight=config.adaptation.prior_weight,
+        augmentation=config.augmentation,
+        turn_inputs=turns_inputs(config),
+    )
+    gradients, (new_state, metrics) = jax.eval_shape(
+        jax.grad(loss, has_aux=True), params, state, batch, key
+    )
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert shapes(gradients) == shapes(params)
+    assert shapes(new_state) == shapes(state)
+    assert metrics["pose_accuracy"].shape == ()

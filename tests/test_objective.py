@@ -1,0 +1,136 @@
+"""What training minimises, against oracles written here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+import equiadapt_jax as ea
+from equiadapt_jax.training import objective
+from equiadapt_jax.training.config import Augmentation
+
+IMAGES = np.random.default_rng(0).uniform(size=(6, 12, 12, 2)).astype(np.float32)
+LABELS = np.arange(6, dtype=np.int32) % 3
+
+
+def linear_scorer(group):
+    """Scores by a random reading of every pose: equivariant, with parameters, quick."""
+
+    def init(key, x):
+        return {"w": jax.random.normal(key, x.shape[1:])}
+
+    def apply(params, x):
+        poses = jnp.stack(
+            [ea.actions.images.act(group, group.inverse(g), x) for g in group.elements()], 1
+        )
+        return jnp.einsum("bghwc,hwc->bg", poses, params["w"]) / 10
+
+    return ea.from_function(apply, init)
+
+
+def linear_predictor():
+    return ea.from_function(
+        lambda params, x: x.reshape(x.shape[0], -1) @ params["w"],
+        lambda key, x: {"w": jax.random.normal(key, (x[0].size, 3)) / 10},
+    )
+
+
+def refuses(params, x):
+    raise RuntimeError("the predictor was run")
+
+
+def setting(group, predictor=None, **options):
+    model = ea.adapt(group, linear_scorer(group), predictor or linear_predictor(), **options)
+    return model, *model.init(jax.random.key(1), jnp.asarray(IMAGES))
+
+
+def test_the_loss_is_the_tasks_plus_the_weighted_priors():
+    group = ea.groups.Cyclic(4)
+    model, params, state = setting(group)
+    loss = objective.adaptation(
+        model,
+        ea.priors.Identity(),
+        prior_weight=7.0,
+        augmentation=Augmentation(),
+        turn_inputs=False,
+    )
+    batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
+    value, (_, metrics) = loss(params, state, batch, jax.random.key(0))
+    (logits, canonical), _ = model.apply(params, state, batch["image"])
+    logits, scores = np.float64(logits), np.float64(canonical.scores)
+    task = np.mean(np.log(np.exp(logits).sum(-1)) - logits[np.arange(6), LABELS])
+    prior = np.mean(np.log(np.exp(scores).sum(-1)) - scores[:, 0])
+    np.testing.assert_allclose(value, task + 7 * prior, rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(logits.argmax(-1) == LABELS))
+    np.testing.assert_allclose(metrics["pose_accuracy"], np.mean(scores.argmax(-1) == 0))
+
+
+def test_without_labels_the_predictor_is_not_run():
+    group = ea.groups.Cyclic(4)
+    model = ea.adapt(group, linear_scorer(group), ea.from_function(refuses))
+    params = {"scorer": {"w": jnp.ones(IMAGES.shape[1:])}, "predictor": {}}
+    loss = objective.adaptation(
+        model, ea.priors.Identity(), prior_weight=7.0, augmentation=Augmentation(),
+        turn_inputs=False, labels=False,
+    )  # fmt: skip
+    batch = {"image": jnp.asarray(IMAGES)}
+    value, _ = loss(params, {"scorer": {}, "predictor": {}}, batch, jax.random.key(0))
+    assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("group", [ea.groups.Cyclic(8), ea.groups.Dihedral(3)], ids=str)
+def test_turned_inputs_come_with_the_nearest_element(group):
+    # The coordinates as two channels: the further apart two poses, the further their images.
+    y, x = np.mgrid[:16, :16] - 7.5
+    image = jnp.asarray(np.stack([x, y], -1), jnp.float32)
+    images = jnp.broadcast_to(image, (300, *image.shape))
+    turned, applied = objective.turn(group, jax.random.key(3), images, "edge", 0.0)
+    assert set(np.unique(applied)) == set(range(group.order))
+    every = np.asarray(ea.actions.images.orbit(group, image)).reshape(group.order, -1)
+    distance = np.linalg.norm(np.asarray(turned).reshape(300, 1, -1) - every, axis=-1)
+    # Halfway between two elements rounding and interpolation may tell either.
+    assert np.mean(distance.argmin(-1) == applied) > 0.95
+
+
+def test_turning_prevents_nothing_for_an_equivariant_scorer():
+    """For an exact group the shifted prior of a turned image is the prior of the image."""
+    group = ea.groups.Dihedral(4)
+    model, params, state = setting(group)
+    canonical, _ = model.canonicalize(params, state, jnp.asarray(IMAGES))
+    g = jnp.arange(6, dtype=jnp.int32)
+    turned = ea.actions.images.act(group, g, jnp.asarray(IMAGES))
+    again, _ = model.canonicalize(params, state, turned)
+    prior = ea.priors.Identity()
+    np.testing.assert_allclose(
+        prior.loss(group, canonical.scores),
+        prior.loss(group, again.scores, applied=g),
+        rtol=1e-5,
+    )
+
+
+def test_augmentation_moves_pixels_as_scipy_does():
+    amount = Augmentation(angle=0.3, scale=0.2, shift=0.1)
+    key = jax.random.key(5)
+    found = objective.augment(jnp.asarray(IMAGES), key, amount)
+    noise = np.float64(jax.random.uniform(key, (6, 4), minval=-1.0, maxval=1.0))
+    size = IMAGES.shape[1]
+    for image, result, (turn, zoom, across, down) in zip(IMAGES, found, noise, strict=True):
+        theta, scale = 0.3 * turn, np.exp(-0.2 * zoom)
+        # Output pixel to input pixel, (row, column): a counter-clockwise turn shows at (x, y) what
+        # was at (cos x − sin y, sin x + cos y), y pointing down.
+        matrix = scale * np.array([[np.cos(theta), np.sin(theta)], [-np.sin(theta), np.cos(theta)]])
+        centre = np.full(2, (size - 1) / 2)
+        offset = centre - matrix @ centre + 0.1 * size * np.array([down, across])
+        for channel in range(2):
+            expected = scipy.ndimage.affine_transform(
+                np.float64(image[..., channel]), matrix, offset, order=1, mode="nearest"
+            )
+            np.testing.assert_allclose(result[..., channel], expected, atol=2e-5)
+
+
+def test_no_augmentation_leaves_the_bits_alone():
+    key = jax.random.key(0)
+    images = jnp.asarray(IMAGES)
+    assert objective.augment(images, key, Augmentation()) is images
+    assert objective.augment(images, key, Augmentation(angle=0.3), angle=False) is images

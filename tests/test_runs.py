@@ -1,0 +1,322 @@
+"""Whole runs in their tiny variants: what they leave, continue, refuse and agree on."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import equiadapt_jax as ea
+from equiadapt_jax import runs
+from equiadapt_jax.training import config as settings
+from equiadapt_jax.training import loop, objective, run
+from equiadapt_jax.training.build import build_model
+from equiadapt_jax.training.step import create_state, make_optimizer, make_step, place_batch
+from tests.test_config import SHIPPED, shipped
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments, **environment):
+    """A command as a user would type it; its exit code, output and errors."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, timeout=300, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """An image folder: two classes of noise, bright above or below."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 5)):
+        for name, rows in (("above", slice(0, 10)), ("below", slice(10, 20))):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 100, (20, 20, 3), dtype=np.uint8)
+                pixels[rows] += 100
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("runs")
+    return {"pretrained": base / "pretrained", "data": base / "data", "runs": base}
+
+
+@pytest.fixture(scope="session")
+def tiny(places, folder):
+    """`tiny("digits_vit", seed=1)`: the tiny variant of a configuration, in temporary places."""
+
+    def make(name="digits_vit", mode="joint", **changes):
+        config = shipped(ROOT / "configs" / f"{name}.py", "tiny")
+        root = str(folder) if config.data.name == "image_folder" else ""
+        data = dataclasses.replace(config.data, root=root, data_dir=str(places["data"]), size=24)
+        return dataclasses.replace(
+            config,
+            data=data,
+            pretrain=dataclasses.replace(config.pretrain, directory=str(places["pretrained"])),
+            adaptation=dataclasses.replace(config.adaptation, mode=mode),
+            **changes,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, places) -> Path:
+    """The workdir of a tiny run on digits, two steps of joint adaptation."""
+    workdir = places["runs"] / "finished"
+    run.train(tiny(), workdir)
+    return workdir
+
+
+def leaves(tree):
+    return {
+        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(tree)
+    }
+
+
+def assert_same(one, other):
+    one, other = leaves(one), leaves(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_commands_agree_to_the_last_digit(places):
+    workdir = places["runs"] / "commands"
+    code, output, errors = command(
+        "train.py", "--config=configs/digits_vit.py:tiny", f"--workdir={workdir}",
+        f"--config.data.data_dir={places['data']}",
+        f"--config.pretrain.directory={places['pretrained']}",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "mean over cyclic4" in output
+    assert f"python eval.py --workdir={workdir}" in output
+    assert "adapting to cyclic4: 100%" in errors
+    code, output, errors = command("eval.py", f"--workdir={workdir}", "--sweep=8")
+    assert code == 0, errors
+    trained = json.loads((workdir / "metrics.json").read_text())
+    evaluated = json.loads((workdir / "eval" / "metrics.json").read_text())
+    own = {"scorer/parameters", "train/seconds", "train/pretraining_seconds",
+           "train/images_per_second"}  # fmt: skip
+    assert trained.keys() - evaluated.keys() == own
+    for name in trained.keys() - own:
+        assert trained[name] == evaluated[name], name
+    assert evaluated["adapted/changed_rate"] == 0
+    assert evaluated["adapted/invariance_error"] == 0
+    assert 0 < evaluated["adapted/random_accuracy"] < 1
+    assert len([name for name in evaluated if name.startswith("adapted/sweep/")]) == 8
+    for name in ("accuracy_against_angle", "canonicalization", "pose_histogram"):
+        with Image.open(workdir / "eval" / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    with (workdir / "eval" / "per_image.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 360 * 4
+    right = np.mean([row["adapted"] == row["label"] for row in rows])
+    assert right == pytest.approx(evaluated["adapted/group_accuracy"])
+
+
+def test_a_run_leaves_what_it_did(finished):
+    config, dataset = run.read_config(finished)
+    assert config.name == "digits_vit_tiny"
+    assert dataset == {"classes": [str(i) for i in range(10)], "shape": [24, 24, 1]}
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"train/loss", "train/prior_loss", "validation/group_accuracy"} <= lines[1].keys()
+    kept = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert {"0", "2"} <= kept
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SHIPPED if p.stem != "digits_vit"], ids=lambda p: p.stem
+)
+def test_every_configuration_runs(path, tiny, tmp_path):
+    config = tiny(path.stem)
+    figures = run.train(config, tmp_path / "run")
+    assert figures["train/images_per_second"] > 0
+    metrics, table = runs.evaluate(tmp_path / "run", group="dihedral4")
+    assert "turned r90s" in table
+    assert 0 <= metrics["adapted/group_accuracy"] <= 1
+
+
+def test_other_code_can_use_what_is_loaded(finished):
+    params, state, model = ea.load(finished)
+    images = jax.random.uniform(jax.random.key(0), (3, 24, 24, 1))
+    predict = jax.jit(lambda p, s, x: model.apply(p, s, x)[0][0])
+    upright, turned = (
+        predict(params, state, images),
+        predict(params, state, jnp.rot90(images, 1, (1, 2))),
+    )
+    np.testing.assert_array_equal(upright, turned)
+    vanilla, _, _ = ea.load(finished, step=0)
+    assert_same(vanilla["scorer"].keys(), params["scorer"].keys())
+    assert any(
+        np.any(a != b)
+        for a, b in zip(
+            jax.tree.leaves(vanilla["predictor"]), jax.tree.leaves(params["predictor"]), strict=True
+        )
+    )
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 7 .* but of \[0, "):
+        ea.load(finished, step=7)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        ea.load(finished / "nowhere")
+
+
+@pytest.mark.parametrize("mode", ["frozen", "prior"])
+def test_a_frozen_predictor_stays_to_the_bit(mode, tiny, tmp_path):
+    run.train(tiny(mode=mode), tmp_path / "run")
+    before, after = (ea.load(tmp_path / "run", step=step) for step in (0, 2))
+    assert_same(before[0]["predictor"], after[0]["predictor"])
+    assert_same(before[1], after[1])
+    changed = [
+        np.any(a != b)
+        for a, b in zip(
+            jax.tree.leaves(before[0]["scorer"]), jax.tree.leaves(after[0]["scorer"]), strict=True
+        )
+    ]
+    assert all(changed)
+
+
+def interrupt(monkeypatch, after):
+    """Stop training as Ctrl-C would, after so many steps."""
+    place, calls = loop.place_batch, []
+
+    def stop(batch):
+        calls.append(batch)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return place(batch)
+
+    monkeypatch.setattr(loop, "place_batch", stop)
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, after=1)
+        run.train(tiny(), tmp_path / "run")
+    with pytest.raises(ValueError, match="continue it with --resume, replace it with --overwrite"):
+        run.train(tiny(), tmp_path / "run")
+    run.train(tiny(), tmp_path / "run", resume=True)
+    assert_same(ea.load(tmp_path / "run", step=2)[:2], ea.load(finished, step=2)[:2])
+    lines = [(path / "metrics.jsonl").read_text() for path in (tmp_path / "run", finished)]
+    assert lines[0] == lines[1]
+
+
+def test_the_pretrained_predictor_is_kept_and_found(finished, tiny, places, monkeypatch, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in places["pretrained"].rglob("*")}
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(monkeypatch, after=0)  # the first step of all is already one of adaptation
+        run.train(tiny(group="cyclic8"), tmp_path / "run")
+    checkpoints = {p: t for p, t in before.items() if "checkpoints" in p.parts and p.is_file()}
+    assert checkpoints
+    assert all(path.stat().st_mtime_ns == time for path, time in checkpoints.items())
+    assert (tmp_path / "run" / "checkpoints" / "0").exists()
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, places, tmp_path):
+    config = tiny()
+    diverging = dataclasses.replace(
+        config,
+        adaptation=dataclasses.replace(config.adaptation, steps=9, scorer_learning_rate=1e30),
+    )
+    with pytest.raises(FloatingPointError, match=r"is (nan|inf) at step \d: training stopped"):
+        run.train(diverging, tmp_path / "run")
+    params, state, _ = ea.load(tmp_path / "run")
+    assert all(np.all(np.isfinite(x)) for x in leaves((params, state)).values())
+
+
+def test_a_workdir_of_another_configuration_is_refused_or_replaced(finished, tiny, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / "notes.txt").write_text("mine")
+    config = tiny(seed=1)
+    with pytest.raises(ValueError, match=r"other settings \(seed: 0 → 1\): choose another"):
+        run.train(config, workdir, resume=True)
+    assert_same(ea.load(workdir)[0], ea.load(finished)[0])
+    skip = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, steps=0))
+    run.train(skip, workdir, overwrite=True)
+    assert run.read_config(workdir)[0].seed == 1
+    assert (workdir / "notes.txt").read_text() == "mine"
+
+
+def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
+    wide = tmp_path / "wide" / "train" / "a"
+    for i in range(16):
+        wide.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((24, 36, 1), i, np.uint8)[..., 0]).save(wide / f"{i}.png")
+    data = f"--config.data.data_dir={places['data']}"
+    own = ["--config=configs/image_folder.py:tiny", data]
+    cases = {
+        "Unknown group 'cyclic'": ["--config.group=cyclic"],
+        "would change the shape of images of 24×36 pixels": [
+            *own, f"--config.data.root={tmp_path / 'wide'}", "--config.data.fit=none",
+            "--config.data.size=0",
+        ],
+        "3 channels": [
+            "--config=configs/digits_vit.py:tiny", data, "--config.predictor.mean=(0.1,0.2,0.3)",
+        ],
+        f"cifar10 is not prepared in {places['data']}; run python -m equiadapt_jax.data.prepare": [
+            data, "--config.data.name=cifar10",
+        ],
+        "image_folder needs root=": own,
+    }  # fmt: skip
+    for sentence, arguments in cases.items():
+        code, _, errors = command("train.py", *arguments, f"--workdir={tmp_path / 'run'}")
+        last = errors.strip().splitlines()[-1]
+        assert code == 1, errors
+        assert last.startswith("Error: "), errors
+        assert sentence in last
+        assert "Traceback" not in errors
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_eight_devices_train_as_one_does(finished, tiny, tmp_path):
+    config = tiny()
+    (tmp_path / "config.json").write_text(settings.to_json(config))
+    program = (
+        "import json, sys; from equiadapt_jax.training import config, run; import jax;"
+        "assert jax.device_count() == 8;"
+        "run.train(config.from_dict(json.load(open(sys.argv[1]))), sys.argv[2])"
+    )
+    code, _, errors = command(
+        "-c", program, tmp_path / "config.json", tmp_path / "run",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )  # fmt: skip
+    assert code == 0, errors
+    lines = [(path / "metrics.jsonl").read_text() for path in (finished, tmp_path / "run")]
+    one, eight = ([json.loads(line) for line in text.splitlines()] for text in lines)
+    for a, b in zip(one, eight, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+
+
+def test_a_step_is_compiled_once(tiny, places):
+    config = tiny()
+    model = build_model(config, 10)
+    images = np.random.default_rng(0).uniform(size=(8, 24, 24, 1)).astype(np.float32)
+    params, state = model.init(jax.random.key(0), jnp.asarray(images))
+    loss = objective.adaptation(
+        model, ea.priors.Identity(), prior_weight=1.0, augmentation=config.augmentation,
+        turn_inputs=True,
+    )  # fmt: skip
+    optimizer = make_optimizer(config.optimizer, {"scorer": 1e-3}, 10)
+    train_state = create_state(params, state, optimizer, ["scorer"])
+    step = make_step(loss, optimizer, ["scorer"])
+    for _ in range(3):
+        batch = place_batch({"image": images, "label": np.zeros(8, np.int32)})
+        train_state, _ = step(train_state, batch, jax.random.key(0))
+    assert step._cache_size() == 1
+    assert int(train_state.step) == 3
