@@ -2,10 +2,9 @@
 
     python train.py --config=configs/image_folder.py --config.data.root=photos
 
-`photos`, a folder or a tar, holds <split>/<class>/<image> with the splits train and test; a tenth of train
-chooses the best checkpoint. For images without an up and down worth keeping use
---config.group=cyclic8, for those that may be mirrored too --config.group=dihedral4. The number of
-steps below suits a few thousand images.
+`photos`, a folder or a tar, holds <split>/<class>/<image> with the splits train and test; a tenth
+of train chooses the best checkpoint. For finer angles use --config.group=cyclic8, for images that
+may also be mirrored --config.group=dihedral4. The numbers of steps suit a few thousand images.
 """
 
 import dataclasses

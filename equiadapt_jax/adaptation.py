@@ -1,7 +1,7 @@
 """Scorer + predictor → one pure model that canonicalizes its input.
 
-A `Network` is two pure functions, whatever it was written in. `adapt` puts a scorer before a predictor:
-image → scores → pose → canonical input → the predictor's own preprocessing → prediction.
+A `Network` is two pure functions, whatever it was written in. `adapt` puts a scorer before a
+predictor: image → scores → pose → canonical input → the predictor's own preprocessing → prediction.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax
 
 from equiadapt_jax import canonicalization
 from equiadapt_jax.canonicalization import Canonical
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Group
 
 OUTPUTS = ("trivial",)
 
@@ -118,7 +118,7 @@ class Adapted:
     `params` and `state` are `{"scorer": …, "predictor": …}`.
     """
 
-    group: Cyclic | Dihedral
+    group: Group
     scorer: Network
     predictor: Network
     preprocess: Callable[[jax.Array], jax.Array] | None
@@ -135,7 +135,7 @@ class Adapted:
         images: jax.Array,
         predictor: tuple[Any, Any] | None = None,
     ) -> tuple[dict, dict]:
-        """(params, state) for images `(B, S, S, C)`, around a pretrained predictor's own if given."""
+        """(params, state) for images `(B, S, S, C)`; the predictor's are those given, if any."""
         scorer_key, predictor_key = jax.random.split(key)
         scorer = self.scorer.init(scorer_key, images)
         predictor = predictor or self.predictor.init(predictor_key, self.prepare(images))
@@ -220,7 +220,7 @@ class Adapted:
 
 
 def adapt(
-    group: Cyclic | Dihedral,
+    group: Group,
     scorer: Network,
     predictor: Network,
     *,
@@ -280,10 +280,6 @@ def adapt(
 def _training_argument(call) -> Callable[[bool], dict[str, bool]]:
     """How a module's `__call__` is told that it trains."""
     parameters = inspect.signature(call).parameters
-    for name in ("train", "training"):
-        if name in parameters:
-            return lambda train, name=name: {name: train}
-    for name in ("deterministic", "use_running_average"):
-        if name in parameters:
-            return lambda train, name=name: {name: not train}
-    return lambda train: {}
+    told = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
+    name = next((name for name in told if name in parameters), None)
+    return lambda train: {} if name is None else {name: train == told[name]}

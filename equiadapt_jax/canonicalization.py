@@ -1,8 +1,8 @@
 """From scores to a pose, from a pose to the canonical input, and the way back.
 
-A scorer gives `scores (..., |G|)`; the pose h(x) is the best of them, and the canonical input h(x)⁻¹·x
-is the same for every x in an orbit (Kaba et al. 2023, arXiv 2211.06489, section 3; Mondal et al. 2023,
-arXiv 2310.01647, section 3). Pure functions over arrays; no networks, no state.
+A scorer gives `scores (..., |G|)`; the pose h(x) is the best of them, and the canonical input
+h(x)⁻¹·x is the same for every x in an orbit (Kaba et al. 2023, arXiv 2211.06489, section 3; Mondal
+et al. 2023, arXiv 2310.01647, section 3). Pure functions over arrays; no networks, no state.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Group
 
 METHODS = ("straight_through", "gumbel", "soft")
 
@@ -27,8 +27,8 @@ class Canonical(NamedTuple):
     weights: jax.Array
 
 
-def select_pose(group: Cyclic | Dihedral, scores: jax.Array) -> jax.Array:
-    """The pose of the highest score, int32 `(...)`, for scores `(..., |G|)`; the first of equals."""
+def select_pose(group: Group, scores: jax.Array) -> jax.Array:
+    """The pose of the highest score, int32 `(...)`, of scores `(..., |G|)`; the first of equals."""
     _check(group, scores)
     return jnp.argmax(scores, -1).astype(jnp.int32)
 
@@ -70,7 +70,7 @@ def weights(
 
 
 def canonicalize(
-    group: Cyclic | Dihedral,
+    group: Group,
     pose: jax.Array,
     images: jax.Array,
     weights: jax.Array | None = None,
@@ -99,7 +99,7 @@ def canonicalize(
 
 
 def mixture(
-    group: Cyclic | Dihedral,
+    group: Group,
     weights: jax.Array,
     images: jax.Array,
     *,
@@ -121,7 +121,7 @@ def mixture(
 
 
 def invert(
-    group: Cyclic | Dihedral,
+    group: Group,
     pose: jax.Array,
     images: jax.Array,
     *,
@@ -133,7 +133,7 @@ def invert(
 
 
 def from_scores(
-    group: Cyclic | Dihedral,
+    group: Group,
     scores: jax.Array,
     images: jax.Array,
     *,
@@ -188,6 +188,6 @@ _canonicalize.defvjp(_canonicalize_forward, _canonicalize_backward)
 def _check(group, scores):
     if scores.ndim < 1 or scores.shape[-1] != group.order:
         raise ValueError(
-            f"Scores or weights of shape {scores.shape} do not fit {group}: the last axis holds one "
-            f"for each of its {group.order} elements."
+            f"Scores or weights of shape {scores.shape} do not fit {group}: the last axis holds "
+            f"one for each of its {group.order} elements."
         )

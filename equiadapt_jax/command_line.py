@@ -1,4 +1,4 @@
-"""What train.py and eval.py share: quiet libraries, and one sentence for what the user got wrong."""
+"""What train.py and eval.py share: quiet libraries, one sentence for what the user got wrong."""
 
 import sys
 from collections.abc import Callable

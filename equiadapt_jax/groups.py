@@ -1,9 +1,9 @@
 """Laws of the groups: what the elements are and how they compose, nothing about data.
 
 A group is a frozen, hashable description, static under `jax.jit`; its elements are int32 arrays.
-Element i of D_n is r^(i mod n) · s^(i div n): the reflection s acts first, then i mod n steps of the
-rotation r by 2π/n, counter-clockwise as displayed. C_n is the first half of D_n. Every method works
-on Python integers, NumPy arrays and traced arrays of any shape, element by element.
+Element i of D_n is r^(i mod n) · s^(i div n): the reflection s acts first, then i mod n steps of
+the rotation r by 2π/n, counter-clockwise as displayed. C_n is the first half of D_n. Every method
+works on Python integers, NumPy arrays and traced arrays of any shape, element by element.
 """
 
 import dataclasses
@@ -122,7 +122,10 @@ class Dihedral(_Planar):
         return 2 * self.n
 
 
-def from_name(name: str) -> Cyclic | Dihedral:
+Group = Cyclic | Dihedral
+
+
+def from_name(name: str) -> Group:
     """The group called `cyclic4`, `dihedral8` and so on; ValueError for any other name."""
     match = re.fullmatch(r"(cyclic|dihedral)([1-9][0-9]*)", name)
     if match is None:
@@ -130,7 +133,7 @@ def from_name(name: str) -> Cyclic | Dihedral:
             f"Unknown group {name!r}: write cyclic or dihedral and the number of rotations, "
             "for example cyclic4, cyclic8 or dihedral4."
         )
-    return {"cyclic": Cyclic, "dihedral": Dihedral}[match[1]](int(match[2]))
+    return Cyclic(int(match[2])) if match[1] == "cyclic" else Dihedral(int(match[2]))
 
 
 def _matrix(steps: int, n: int, mirrored: int) -> np.ndarray:

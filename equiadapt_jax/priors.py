@@ -1,11 +1,12 @@
 """Distributions over poses, and the loss that pulls a scorer's poses towards them.
 
-A pretrained predictor has seen its data in some poses more than in others; the prior says which, and
-keeps canonical inputs there (Mondal et al. 2023, arXiv 2310.01647, section 3.2). The probability of a
-pose is p(g|x) = softmax(scores)_g. Losses are means over the batch, scalars in at least float32.
+A pretrained predictor has seen its data in some poses more than in others; the prior says which,
+and keeps canonical inputs there (Mondal et al. 2023, arXiv 2310.01647, section 3.2). The
+probability of a pose is p(g|x) = softmax(scores)_g. Losses are means over the batch, scalars in at
+least float32.
 
-Where inputs were turned on purpose, x = a·x₀ with x₀ as the prior has it, the pose to be found is a times
-that of x₀: `applied=a` shifts the prior by the same element.
+Where inputs were turned on purpose, x = a·x₀ with x₀ as the prior has it, the pose to be found is
+a times that of x₀: `applied=a` shifts the prior by the same element.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Group
 
 
 @jax.tree_util.register_static
@@ -22,7 +23,7 @@ from equiadapt_jax.groups import Cyclic, Dihedral
 class Identity:
     """All mass at the identity: data whose natural pose is the one it is stored in."""
 
-    def loss(self, group: Cyclic | Dihedral, scores: jax.Array, *, applied=None) -> jax.Array:
+    def loss(self, group: Group, scores: jax.Array, *, applied=None) -> jax.Array:
         """Mean of −log p(e|x), for scores `(..., |G|)` and elements `applied` `(...)` or scalar."""
         return -jnp.mean(_log_probabilities(group, scores, applied)[..., 0])
 
@@ -34,10 +35,10 @@ class Categorical:
 
     Attributes:
       probabilities: π, one number per element, not negative, summing to one.
-      kl_weight: weight of KL(π ‖ batch mean of p), which asks the poses of a batch to be distributed
-        as π, where the first term only asks each to be likely under π.
-      per_sample: the papers' KL(π ‖ p(·|x)) for each input instead of −log Σ_g π(g) p(g|x). Its optimum
-        is p = π for every input: a tie, unless π is a point mass.
+      kl_weight: weight of KL(π ‖ batch mean of p), which asks the poses of a batch to be
+        distributed as π, where the first term only asks each to be likely under π.
+      per_sample: the papers' KL(π ‖ p(·|x)) for each input instead of −log Σ_g π(g) p(g|x). Its
+        optimum is p = π for every input: a tie, unless π is a point mass.
 
     Raises:
       ValueError: probabilities that are not a distribution, or a negative kl_weight.
@@ -58,7 +59,7 @@ class Categorical:
         if not self.kl_weight >= 0:
             raise ValueError(f"The prior's kl_weight is {self.kl_weight}: it must be at least 0.")
 
-    def loss(self, group: Cyclic | Dihedral, scores: jax.Array, *, applied=None) -> jax.Array:
+    def loss(self, group: Group, scores: jax.Array, *, applied=None) -> jax.Array:
         """Mean of −log Σ_g π(g) p(g|x), plus the KL term; arguments as for `Identity`."""
         if len(self.probabilities) != group.order:
             raise ValueError(

@@ -140,6 +140,27 @@ def test_linen_modules_without_state_or_mode():
         assert after == {}
 
 
+class Counting(nn.Module):
+    """Counts its calls in a collection, whenever it may write to it."""
+
+    @nn.compact
+    def __call__(self, x):
+        calls = self.variable("counters", "calls", lambda: jnp.zeros(()))
+        if self.is_mutable_collection("counters"):
+            calls.value += 1
+        return x
+
+
+def test_linen_state_of_any_collection_is_written_only_while_training():
+    network = ea.from_linen(Counting())
+    params, state = network.init(KEY, noise(1))
+    assert params == {}
+    calls = state["counters"]["calls"]
+    assert network.apply(params, state, noise(1))[1]["counters"]["calls"] == calls
+    assert network.apply(params, state, noise(1), train=True)[1]["counters"]["calls"] == calls + 1
+    assert state["counters"]["calls"] == calls
+
+
 # ---- nnx ----
 
 

@@ -87,7 +87,7 @@ def test_dihedral_groups_do_not_commute():
     assert [group.inverse(g) for g in range(8)] == [0, 3, 2, 1, 4, 5, 6, 7]
 
 
-@settings(max_examples=12)  # compiles for every group
+@settings(max_examples=8)  # compiles for every group
 @given(any_group)
 def test_matrix_is_the_standard_representation(group):
     actual = group.matrix(group.elements())
@@ -118,7 +118,7 @@ def test_elements_are_named_by_steps_and_mirror(case):
         assert not group.reflects(g).any()
 
 
-@settings(max_examples=12)  # compiles for every group
+@settings(max_examples=8)  # compiles for every group
 @given(any_group)
 def test_elements_and_order(group):
     assert group.order == group.n * (2 if isinstance(group, Dihedral) else 1)
@@ -182,7 +182,7 @@ def test_integers_arrays_and_tracers_agree(group, strict):
     assert all(leaf.dtype == jnp.int32 for leaf in jax.tree.leaves(jitted))
 
 
-@pytest.mark.parametrize("group", FEW, ids=str)
+@pytest.mark.parametrize("group", [Cyclic(1), Cyclic(6), Dihedral(3), Dihedral(4)], ids=str)
 def test_random_elements_are_uniform(group):
     draw = jax.jit(type(group).random, static_argnums=2)
     per_element = 400

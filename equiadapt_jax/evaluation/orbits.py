@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Group
 
 
 @jax.tree_util.register_static
@@ -17,7 +17,7 @@ from equiadapt_jax.groups import Cyclic, Dihedral
 class GroupTurns:
     """Every image under every element of a group, the identity first."""
 
-    group: Cyclic | Dihedral
+    group: Group
 
     def __len__(self) -> int:
         return self.group.order
@@ -50,7 +50,7 @@ class RandomTurns:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """ "r0" and "random1", "random2", …"""
+        """One name per turn: r0, random1, random2 and so on."""
         return ("r0", *(f"random{i + 1}" for i in range(self.samples)))
 
     def apply(self, images, element, batch):
@@ -73,14 +73,14 @@ class Outcome:
     prediction: np.ndarray
     confidence: np.ndarray
     change: np.ndarray
-    pose: np.ndarray | None
-    pose_right: np.ndarray | None
+    pose: Any
+    pose_right: Any
 
 
 def make_evaluator(
     predict: Callable[..., tuple[jax.Array, jax.Array | None]],
     turns: GroupTurns | RandomTurns,
-    group: Cyclic | Dihedral | None = None,
+    group: Group | None = None,
 ) -> Callable[[Any, Any, Iterable[Mapping[str, np.ndarray]]], Outcome]:
     """`evaluate(params, state, batches) -> Outcome`, compiled once.
 

@@ -35,9 +35,10 @@ def write_per_image(path: Path, vanilla: Outcome, adapted: Outcome, classes, pos
         for image, label in enumerate(adapted.label):
             for turn, name in enumerate(adapted.labels):
                 at = (image, turn)
-                writer.writerow(
-                    [image, name, classes[label]]
-                    + [classes[vanilla.prediction[at]], f"{vanilla.confidence[at]:.6f}"]
-                    + [classes[adapted.prediction[at]], f"{adapted.confidence[at]:.6f}"]
-                    + [poses[adapted.pose[at]], int(adapted.pose_right[at])]
-                )
+                told = [
+                    cell
+                    for outcome in (vanilla, adapted)
+                    for cell in (classes[outcome.prediction[at]], f"{outcome.confidence[at]:.6f}")
+                ]
+                pose = (poses[adapted.pose[at]], int(adapted.pose_right[at]))
+                writer.writerow([image, name, classes[label], *told, *pose])

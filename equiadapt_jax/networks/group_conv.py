@@ -6,8 +6,8 @@ convolution f'_g = Σ_j ψ_{g,j} ⋆ f_{gj} (Cohen & Welling 2016, arXiv 1602.07
 
     F'_g = Σ_j ψ_j ⋆ (j·F_{gj}),
 
-one ordinary convolution with the same filters for every g. The group is folded into the batch, and an
-exactly turned image gives the same numbers, in other places: the scores are the same bits, permuted.
+one ordinary convolution with the same filters for every g. The group is folded into the batch, and
+an exactly turned image gives the same numbers in other places: scores are the same bits, permuted.
 """
 
 from collections.abc import Sequence
@@ -19,30 +19,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Group
 
 
 class GroupConvNet(nn.Module):
     """Scores the poses of images: `(B, S, S, C)` to `(B, |G|)`, float32 or wider.
 
     A lifting convolution reads the image from every pose; group convolutions follow, each mixing a
-    plane with those that exact transformations relate to it; the planes are pooled to a coarse grid,
+    plane with those that exact transformations relate to it; planes are pooled to a coarse grid,
     each in its own frame, and a last group convolution over all of G scores them.
 
     Attributes:
       group: C_n or D_n.
       features: channels of the convolutions, the lifting layer first.
       kernels: their kernel sizes.
-      strides: their strides. Quarter turns commute with a stride s only where it divides
-        S + 2·(k // 2 if k is odd, else k // 2 - 1) − k, S being the size before it; refused otherwise.
-      size: working size in pixels to which every pose of the image is resized; None keeps the input's.
+      strides: their strides. Layers pad by p = (k − 1) // 2; quarter turns commute with a stride s
+        over S pixels only where it divides S + 2p − k, which is refused otherwise.
+      size: working size in pixels, to which every pose of the image is resized; None: the input's.
       grid: side of the grid to which planes are pooled.
       hidden: width of the scoring layer.
       dtype: compute dtype; None takes that of inputs and parameters. Scores are at least float32.
       pad: what continues the image where an element interpolates, see `actions.images`.
     """
 
-    group: Cyclic | Dihedral
+    group: Group
     features: Sequence[int] = (16, 32, 32)
     kernels: Sequence[int] = (3, 3, 3)
     strides: Sequence[int] = (1, 1, 1)

@@ -40,9 +40,7 @@ def build_model(config: Config, classes: int) -> Adapted:
     )
 
 
-def build_prior(
-    settings: Prior, group: groups.Cyclic | groups.Dihedral
-) -> priors.Identity | priors.Categorical:
+def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | priors.Categorical:
     """The prior of a run over the elements of a group."""
     name = _choose(
         "prior.name", settings.name, {n: n for n in ("identity", "mirror", "categorical")}

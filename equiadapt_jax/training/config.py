@@ -65,7 +65,7 @@ class Augmentation:
 class Pretrain:
     """Training of the predictor on upright images, where none is given."""
 
-    steps: int = _setting(1500, "0 leaves the predictor as initialised")
+    steps: int = _setting(1000, "0 leaves the predictor as initialised")
     batch_size: int = _setting(64, "images per step, all devices together")
     learning_rate: float = _setting(3e-3, "peak, after warm-up and before cosine decay")
     directory: str = _setting("runs/pretrained", "where pretrained predictors are kept and found")
@@ -76,7 +76,7 @@ class Adaptation:
     """Training of the scorer, with or without the predictor."""
 
     mode: str = _setting("joint", "joint; frozen (predictor kept); prior (kept, and no labels)")
-    steps: int = _setting(600, "optimisation steps")
+    steps: int = _setting(400, "optimisation steps")
     batch_size: int = _setting(64, "images per step, all devices together")
     scorer_learning_rate: float = _setting(3e-3, "peak")
     predictor_learning_rate: float = _setting(3e-4, "peak; for joint training")
@@ -116,7 +116,7 @@ class Logging:
     """How often, and where to."""
 
     every: int = _setting(20, "steps between logged ones")
-    evaluate_every: int = _setting(100, "steps between validation and checkpoint")
+    evaluate_every: int = _setting(200, "steps between validation and checkpoint")
     tensorboard: bool = _setting(False, "also write event files (extra tensorboard)")
     wandb: str = _setting("", "also log to this Weights & Biases project (extra wandb)")
 
@@ -195,19 +195,17 @@ def to_json(config: Any) -> str:
 
 def fingerprint(*parts: Any) -> str:
     """Eight hexadecimal digits that change with any of the given settings."""
-    text = json.dumps(
-        [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts], sort_keys=True
-    )
+    text = json.dumps(parts, default=dataclasses.asdict, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """`field: old → new` for all that differ but for logging, which changes no result."""
-    old, new = (_flatten(dataclasses.asdict(config)) for config in (old, new))
+    before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
     return [
-        f"{name}: {old.get(name)!r} → {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith("logging.")
+        f"{name}: {before.get(name)!r} → {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not name.startswith("logging.")
     ]
 
 

@@ -1,4 +1,4 @@
-"""What training minimises: the task's loss, and the prior's on the poses (Mondal et al. 2023, eq. 4)."""
+"""What training minimises: the task's loss and the prior's (Mondal et al., arXiv 2310.01647)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import optax
 
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Group
 from equiadapt_jax.training.config import Augmentation
 
 Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
@@ -40,8 +40,8 @@ def adaptation(
     """Task + prior_weight × prior; without labels the prior alone, and no predictor pass.
 
     With `turn_inputs` every image is first turned by an angle drawn from the whole circle (and
-    mirrored or not, for D_n), and the prior shifted by the nearest element: otherwise a scorer would
-    learn that what was interpolated is not upright.
+    mirrored or not, for D_n), and the prior shifted by the nearest element: otherwise a scorer
+    would learn that what was interpolated is not upright.
     """
 
     def objective(params, state, batch, key):
@@ -66,7 +66,7 @@ def adaptation(
 
 
 def turn(
-    group: Cyclic | Dihedral, key: jax.Array, images: jax.Array, pad: str, fill: float
+    group: Group, key: jax.Array, images: jax.Array, pad: str, fill: float
 ) -> tuple[jax.Array, jax.Array]:
     """Images turned by random angles, for D_n after a random mirror; and the nearest elements."""
     angle_key, mirror_key = jax.random.split(key)

@@ -112,6 +112,8 @@ def _pretrain(config: Config, model: Adapted, dataset: Dataset, shape):
     )  # fmt: skip
     name = f"{config.data.name.replace('/', '-')}-{config.predictor.name}-{fingerprint(*parts)}"
     workdir = Path(settings.directory) / name
+    if (workdir / "checkpoints" / str(settings.steps)).is_dir():
+        print(f"Using the {config.predictor.name} pretrained in {workdir}.")
     trainable = dataclasses.replace(model, freeze_predictor=False)
     evaluate = make_evaluator(lambda *arguments: (trainable.predict(*arguments)[0], None), _UPRIGHT)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -39,7 +40,7 @@ def make_optimizer(
 def create_state(params, state, optimizer, trained: Sequence[str]) -> TrainState:
     """The state before the first step, on every device; copies, so that donating it is safe."""
     created = TrainState(
-        np.zeros((), np.int32), params, state, optimizer.init({n: params[n] for n in trained})
+        jnp.zeros((), jnp.int32), params, state, optimizer.init({n: params[n] for n in trained})
     )
     return jax.device_put(jax.tree.map(lambda x: x.copy(), created), _sharding())
 
@@ -47,7 +48,7 @@ def create_state(params, state, optimizer, trained: Sequence[str]) -> TrainState
 def make_step(
     objective: Objective, optimizer: optax.GradientTransformation, trained: Sequence[str]
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """`step(state, batch, key) -> (state, metrics)`; the other parts of params are not differentiated.
+    """`step(state, batch, key) -> (state, metrics)`; only `trained` parts of params change.
 
     The key of a step is folded from its number, so a run continued from a checkpoint draws what
     the uninterrupted one would have drawn.
@@ -62,7 +63,7 @@ def make_step(
         gradients, (networks, metrics) = jax.grad(loss, has_aux=True)(part)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, part)
         params = {**state.params, **optax.apply_updates(part, updates)}
-        metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, networks, optimizer_state), metrics
 
     return jax.jit(step, donate_argnums=0)
