@@ -1,9 +1,9 @@
 """Equivariant adaptation of large pretrained networks in JAX.
 
-A canonicalizer brings every input to the pose in which a pretrained predictor is at home, so that
-the prediction no longer depends on how the input was turned. The layers, from pure functions to runs:
-`groups`, `actions`, `canonicalization`, `priors`; `networks`, `predictors`, `adapt`; `data`,
-`evaluation`, `training`, `runs`. The last four are imported where they are needed.
+A canonicalizer brings every input to the pose in which a pretrained predictor is at home, so
+that the prediction no longer depends on how the input was turned. The layers, from pure functions
+to runs: `groups`, `actions`, `canonicalization`, `priors`; `networks`, `predictors`, `adapt`;
+`data`, `evaluation`, `training`, `runs`. The last four are imported where they are needed.
 """
 
 from typing import Any

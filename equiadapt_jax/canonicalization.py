@@ -149,7 +149,8 @@ def from_scores(
     Arguments as in `weights` and `canonicalize`.
     """
     w = weights(scores, method=method, temperature=temperature, key=key)
-    pose = select_pose(group, w)
+    # Saturated soft weights can be equal where the scores are not.
+    pose = select_pose(group, scores if method == "soft" else w)
     if method == "soft":
         inputs = mixture(group, w, images, pad=pad, fill=fill)
     else:

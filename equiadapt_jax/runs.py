@@ -24,7 +24,7 @@ from equiadapt_jax.evaluation import (
 from equiadapt_jax.evaluation.report import table, write_per_image
 from equiadapt_jax.training.build import build_model
 from equiadapt_jax.training.checkpoints import Checkpoints
-from equiadapt_jax.training.run import adapted_prediction, read_config
+from equiadapt_jax.training.run import adapted_prediction, read_config, vanilla_prediction
 
 PICTURED = 16  # images shown before and after canonicalization
 
@@ -81,11 +81,10 @@ def evaluate(
     source = _source(config, facts, split or config.data.test, root, data_dir)
 
     def outcomes(turns, source=source):
-        batches = _batches(config, source, batch_size)
-        vanilla = make_evaluator(lambda *a: (model.predict(*a)[0], None), turns)
+        vanilla = make_evaluator(vanilla_prediction(model), turns)
         adapted = make_evaluator(adapted_prediction(model), turns, model.group)
         return {
-            "vanilla": vanilla(vanilla_params, vanilla_state, batches),
+            "vanilla": vanilla(vanilla_params, vanilla_state, _batches(config, source, batch_size)),
             "adapted": adapted(params, state, _batches(config, source, batch_size)),
         }
 

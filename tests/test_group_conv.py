@@ -155,7 +155,7 @@ def unfolded(net, order, params, image):
     for g in range(order):
         mixed = np.concatenate([hidden[compose(g, j)] for j in range(order)])
         mixed = gelu(mixed @ params["mix"]["kernel"] + params["mix"]["bias"])
-        scores.append((mixed @ params["score"]["kernel"] + params["score"]["bias"])[0])
+        scores.append((mixed @ params["score"]["kernel"])[0])
     return np.array(scores)
 
 

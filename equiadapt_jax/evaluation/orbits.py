@@ -135,8 +135,8 @@ def figures(outcome: Outcome, *, elements: bool = True) -> dict[str, float]:
     """Flat figures of an outcome, whose first turn is the identity.
 
     `accuracy` upright; `group_accuracy` over all turns; `changed_rate` and `invariance_error` means
-    over the turns other than the identity; `identity_rate` and `pose_accuracy`; with `elements` also
-    `accuracy/<turn>` and `pose_accuracy/<turn>`.
+    over the turns other than the identity; `identity_rate` and `pose_accuracy`; with `elements`
+    also `accuracy/<turn>` and `pose_accuracy/<turn>`.
     """
     right = outcome.prediction == outcome.label[:, None]
     found = {"accuracy": right[:, 0].mean(), "group_accuracy": right.mean()}

@@ -98,7 +98,7 @@ class GroupConvNet(nn.Module):
         table = _compose_table(self.group, np.arange(self.group.order))
         mixed = hidden[:, table].reshape(*hidden.shape[:2], -1)
         mixed = nn.Dense(self.hidden, name="mix", dtype=pooled.dtype)(nn.gelu(mixed))
-        return nn.Dense(1, name="score", dtype=pooled.dtype)(nn.gelu(mixed))[..., 0]
+        return nn.Dense(1, use_bias=False, name="score", dtype=pooled.dtype)(nn.gelu(mixed))[..., 0]
 
 
 def _poses(group, images, size, pad):

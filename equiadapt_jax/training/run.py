@@ -100,53 +100,58 @@ def _open_workdir(config, dataset, shape, workdir, resume, overwrite):
 def _pretrain(config: Config, model: Adapted, dataset: Dataset, shape):
     """(params, state) of the predictor trained on upright images, by this run or an earlier one."""
     settings = config.pretrain
-    example = jnp.zeros((1, *shape))
     key = jax.random.key(config.seed)
-    predictor = model.predictor.init(key, model.prepare(example))
+    predictor = model.predictor.init(key, model.prepare(jnp.zeros((1, *shape))))
     if not settings.steps:
         return predictor
-    parts = (
-        dataclasses.replace(config.data, data_dir=""), config.predictor, config.augmentation,
-        config.optimizer, dataclasses.replace(settings, directory=""), config.dtype, config.seed,
-        dict(dataset.sizes), list(dataset.classes),
-    )  # fmt: skip
-    name = f"{config.data.name.replace('/', '-')}-{config.predictor.name}-{fingerprint(*parts)}"
-    workdir = Path(settings.directory) / name
+    workdir = _pretrained_directory(config, dataset)
+    params, state = ({"predictor": tree} for tree in predictor)
     if (workdir / "checkpoints" / str(settings.steps)).is_dir():
         print(f"Using the {config.predictor.name} pretrained in {workdir}.")
-    trainable = dataclasses.replace(model, freeze_predictor=False)
-    evaluate = make_evaluator(lambda *arguments: (trainable.predict(*arguments)[0], None), _UPRIGHT)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+    else:
+        trainable = dataclasses.replace(model, freeze_predictor=False)
+        checkpoints = _fit(
+            config, dataset, workdir, f"pretraining {config.predictor.name}",
+            params=params, state=state,
+            objective=objective.pretraining(trainable, config.augmentation),
+            learning_rates={"predictor": settings.learning_rate},
+            steps=settings.steps, batch_size=settings.batch_size,
+            validate=_validation_upright(config, trainable, dataset),
+            key=jax.random.fold_in(key, 1),
+        )  # fmt: skip
+    params, state = checkpoints.restore_model(checkpoints.best_step(), (params, state))
+    checkpoints.close()
+    return params["predictor"], state["predictor"]
+
+
+def _pretrained_directory(config: Config, dataset: Dataset) -> Path:
+    """Where the predictor of these settings is kept; all that shapes it is in the name."""
+    mark = fingerprint(
+        dataclasses.replace(config.data, data_dir="", test=""), config.predictor,
+        config.augmentation, config.optimizer, dataclasses.replace(config.pretrain, directory=""),
+        config.dtype, config.seed, dict(dataset.sizes), dataset.classes,
+    )  # fmt: skip
+    name = f"{config.data.name.replace('/', '-')}-{config.predictor.name}-{mark}"
+    return Path(config.pretrain.directory) / name
+
+
+def _validation_upright(config: Config, model: Adapted, dataset: Dataset):
+    evaluate = make_evaluator(vanilla_prediction(model), _UPRIGHT)
 
     def validate(state):
         batches = _evaluation(config, dataset, config.data.validation)
         found = figures(evaluate(state.params, state.state, batches), elements=False)
         return {**found, "best_by": found["accuracy"]}
 
-    checkpoints = _fit(
-        config, dataset, workdir, f"pretraining {config.predictor.name}",
-        params={"predictor": predictor[0]}, state={"predictor": predictor[1]},
-        objective=objective.pretraining(trainable, config.augmentation),
-        learning_rates={"predictor": settings.learning_rate},
-        steps=settings.steps, batch_size=settings.batch_size, validate=validate,
-        key=jax.random.fold_in(key, 1),
-    )  # fmt: skip
-    like = ({"predictor": predictor[0]}, {"predictor": predictor[1]})
-    params, state = checkpoints.restore_model(checkpoints.best_step(), like)
-    checkpoints.close()
-    return params["predictor"], state["predictor"]
+    return validate
 
 
-def _adapt(config: Config, model: Adapted, dataset: Dataset, shape, workdir: Path, predictor):
-    """Train the scorer, and the predictor with it in joint mode."""
-    settings = config.adaptation
-    labels = settings.mode != "prior"
-    key = jax.random.key(config.seed)
-    params, state = model.init(key, jnp.zeros((1, *shape)), predictor=predictor)
-    evaluate = make_evaluator(
-        adapted_prediction(model) if labels else _scores_only(model),
-        GroupTurns(model.group),
-        model.group,
-    )
+def _validation_over_orbits(config: Config, model: Adapted, dataset: Dataset):
+    """By group accuracy, or where there are no labels by pose accuracy and with no predictor."""
+    labels = config.adaptation.mode != "prior"
+    predict = adapted_prediction(model) if labels else _scores_only(model)
+    evaluate = make_evaluator(predict, GroupTurns(model.group), model.group)
 
     def validate(state):
         batches = _evaluation(config, dataset, config.data.validation)
@@ -155,6 +160,14 @@ def _adapt(config: Config, model: Adapted, dataset: Dataset, shape, workdir: Pat
             found = {name: found[name] for name in ("identity_rate", "pose_accuracy")}
         return {**found, "best_by": found["group_accuracy" if labels else "pose_accuracy"]}
 
+    return validate
+
+
+def _adapt(config: Config, model: Adapted, dataset: Dataset, shape, workdir: Path, predictor):
+    """Train the scorer, and the predictor with it in joint mode."""
+    settings = config.adaptation
+    key = jax.random.key(config.seed)
+    params, state = model.init(key, jnp.zeros((1, *shape)), predictor=predictor)
     rates = {"scorer": settings.scorer_learning_rate}
     if settings.mode == "joint":
         rates["predictor"] = settings.predictor_learning_rate
@@ -162,10 +175,11 @@ def _adapt(config: Config, model: Adapted, dataset: Dataset, shape, workdir: Pat
         config, dataset, workdir, f"adapting to {model.group}", params=params, state=state,
         objective=objective.adaptation(
             model, build_prior(config.prior, model.group), prior_weight=settings.prior_weight,
-            augmentation=config.augmentation, turn_inputs=turns_inputs(config), labels=labels,
+            augmentation=config.augmentation, turn_inputs=turns_inputs(config),
+            labels=settings.mode != "prior",
         ),
         learning_rates=rates, steps=settings.steps, batch_size=settings.batch_size,
-        validate=validate, key=jax.random.fold_in(key, 2),
+        validate=_validation_over_orbits(config, model, dataset), key=jax.random.fold_in(key, 2),
     ).close()  # fmt: skip
 
 
@@ -206,6 +220,11 @@ def adapted_prediction(model: Adapted):
         return logits, canonical.pose
 
     return predict
+
+
+def vanilla_prediction(model: Adapted):
+    """`predict(params, state, images) -> (logits, None)` of the predictor alone."""
+    return lambda params, state, images: (model.predict(params, state, images)[0], None)
 
 
 def _scores_only(model):
