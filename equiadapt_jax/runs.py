@@ -21,6 +21,7 @@ from equiadapt_jax.evaluation import (
     make_evaluator,
     plots,
 )
+from equiadapt_jax.evaluation.orbits import displayed_turn
 from equiadapt_jax.evaluation.report import table, write_per_image
 from equiadapt_jax.training.build import build_model
 from equiadapt_jax.training.checkpoints import Checkpoints
@@ -194,7 +195,10 @@ def _picture(path, model, params, state, images, turns):
     canonical, _ = model.canonicalize(params, state, inputs)
     poses = GroupTurns(model.group).labels
     titles = [
-        (f"turned {turns.labels[g]}", f"pose {poses[pose]}")
+        (
+            f"turned {displayed_turn(turns.labels[g])}",
+            f"pose {displayed_turn(poses[pose])}",
+        )
         for g, pose in zip(elements, np.asarray(canonical.pose), strict=True)
     ]
     plots.before_and_after(path, np.asarray(inputs), np.asarray(canonical.inputs), titles)

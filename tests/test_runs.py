@@ -149,7 +149,7 @@ def test_every_configuration_runs(path, tiny, tmp_path):
     figures = run.train(config, tmp_path / "run")
     assert figures["train/images_per_second"] > 0
     metrics, table = runs.evaluate(tmp_path / "run", group="dihedral4")
-    assert "turned r90s" in table
+    assert "turned 90° mirrored" in table
     assert 0 <= metrics["adapted/group_accuracy"] <= 1
 
 

@@ -60,6 +60,12 @@ class RandomTurns:
         return image_actions.rotate(images, angle), angle, jnp.zeros_like(angle, jnp.int32)
 
 
+def displayed_turn(turn: str) -> str:
+    """A turn's label as people read it: "r90s" is "90° mirrored"."""
+    angle = turn.removeprefix("r").removesuffix("s")
+    return f"{angle}°{' mirrored' * turn.endswith('s')}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What was found for N images under E turns; arrays `(N, E)` but for `label (N,)`.

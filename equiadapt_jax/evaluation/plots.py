@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from equiadapt_jax.evaluation.orbits import Outcome
+from equiadapt_jax.evaluation.orbits import Outcome, displayed_turn
 
 _COLOURS = {"vanilla": "#c0562f", "adapted": "#20639b"}
 
@@ -66,7 +66,7 @@ def pose_histogram(path: Path, outcome: Outcome, poses: Sequence[str]) -> None:
     ):
         share = np.bincount(found.reshape(-1), minlength=len(poses)) / found.size
         axes.bar(place + offset, 100 * share, 0.4, label=name)
-    axes.set_xticks(place, poses, rotation=90 if len(poses) > 8 else 0)
+    axes.set_xticks(place, map(displayed_turn, poses), rotation=90 if len(poses) > 8 else 0)
     axes.set_xlabel("pose found")
     axes.set_ylabel("inputs, %")
     axes.legend(frameon=False)

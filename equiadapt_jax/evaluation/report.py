@@ -4,13 +4,13 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from equiadapt_jax.evaluation.orbits import Outcome
+from equiadapt_jax.evaluation.orbits import Outcome, displayed_turn
 
 
 def table(metrics: Mapping[str, float], turns: tuple[str, ...], title: str) -> str:
     """Accuracy of vanilla and adapted, in percent: upright, over all turns, for each of them."""
     rows = [("upright", "accuracy"), (f"mean over {title}", "group_accuracy")]
-    rows += [(f"  turned {turn}", f"accuracy/{turn}") for turn in turns]
+    rows += [(f"  turned {displayed_turn(turn)}", f"accuracy/{turn}") for turn in turns]
     width = max(len(name) for name, _ in rows)
     lines = [f"{'accuracy in %':{width}}  vanilla  adapted", "─" * (width + 18)]
     lines += [
