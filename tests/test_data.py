@@ -536,7 +536,9 @@ def test_evaluation_batches(digits):
     batches = list(data.evaluation_batches(source, size=8, batch_size=100))
     assert [b["image"].shape for b in batches] == [(100, 8, 8, 1)] * 4
     assert [int(b["mask"].sum()) for b in batches] == [100, 100, 100, 60]
-    images, labels, mask = (np.concatenate([b[k] for b in batches]) for k in batches[0])
+    keys = ("image", "label", "name", "mask")
+    images, labels, names, mask = (np.concatenate([b[k] for b in batches]) for k in keys)
+    assert list(names[mask]) == [str(i) for i in range(360)]
     expected = np.stack([data.to_unit(source[i]["image"]) for i in range(360)])
     np.testing.assert_array_equal(images[mask], expected)
     np.testing.assert_array_equal(labels[mask], [source[i]["label"] for i in range(360)])

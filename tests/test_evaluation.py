@@ -18,7 +18,12 @@ def batches(size=4):
     for start in (0, size):
         index = np.minimum(np.arange(start, start + size), 6)
         mask = np.arange(start, start + size) < 7
-        yield {"image": IMAGES[index], "label": LABELS[index], "mask": mask}
+        yield {
+            "image": IMAGES[index],
+            "label": LABELS[index],
+            "name": index.astype(str),
+            "mask": mask,
+        }
 
 
 def predict(params, state, images):
@@ -37,6 +42,7 @@ def test_every_image_is_seen_once_in_every_pose():
     outcome = make_evaluator(predict, GroupTurns(D4), C4)(WEIGHTS, {}, batches())
     assert outcome.prediction.shape == (7, 8)
     np.testing.assert_array_equal(outcome.label, LABELS)
+    assert list(outcome.name) == list("0123456")
     for g in range(8):
         turned = np.rot90(IMAGES if g < 4 else IMAGES[:, :, ::-1], g % 4, (1, 2))
         logits = np.float64(turned.reshape(7, -1)) @ WEIGHTS

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 def command(*arguments, **environment):
     """A command as a user would type it; its exit code, output and errors."""
+    environment = {name: str(value) for name, value in environment.items()}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, timeout=300, check=False,
@@ -83,6 +84,11 @@ def finished(tiny, places) -> Path:
     return workdir
 
 
+def per_image(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 def leaves(tree):
     return {
         jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(tree)
@@ -123,8 +129,7 @@ def test_commands_agree_to_the_last_digit(places):
     for name in ("accuracy_against_angle", "canonicalization", "pose_histogram"):
         with Image.open(workdir / "eval" / f"{name}.png") as picture:
             assert min(picture.size) > 300
-    with (workdir / "eval" / "per_image.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = per_image(workdir / "eval" / "per_image.csv")
     assert len(rows) == 360 * 4
     right = np.mean([row["adapted"] == row["label"] for row in rows])
     assert right == pytest.approx(evaluated["adapted/group_accuracy"])
@@ -148,8 +153,10 @@ def test_every_configuration_runs(path, tiny, tmp_path):
     config = tiny(path.stem)
     figures = run.train(config, tmp_path / "run")
     assert figures["train/images_per_second"] > 0
-    metrics, table = runs.evaluate(tmp_path / "run", group="dihedral4")
+    metrics, table = runs.evaluate(tmp_path / "run", group="dihedral4", pictures=tmp_path / "eval")
     assert "turned 90° mirrored" in table
+    names = {row["image"] for row in per_image(tmp_path / "eval" / "per_image.csv")}
+    assert names == {f"test/{label}/{i}.png" for label in ("above", "below") for i in range(5)}
     assert 0 <= metrics["adapted/group_accuracy"] <= 1
 
 
@@ -276,7 +283,9 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
         "image_folder needs root=": own,
     }  # fmt: skip
     for sentence, arguments in cases.items():
-        code, _, errors = command("train.py", *arguments, f"--workdir={tmp_path / 'run'}")
+        code, _, errors = command(
+            "train.py", *arguments, f"--workdir={tmp_path / 'run'}", TFDS_DATA_DIR=places["data"]
+        )
         last = errors.strip().splitlines()[-1]
         assert code == 1, errors
         assert last.startswith("Error: "), errors

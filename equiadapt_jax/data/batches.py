@@ -13,14 +13,17 @@ MEMORY_LIMIT = 256 * 2**20  # bytes of fitted images that are kept rather than m
 class FittedSource:
     """A source of examples, each fitted: dicts of image float32 (S, S, C) and label int32 ().
 
-    With `keep`, examples stay in memory once made, if together they take less than 256 MiB.
+    With `keep`, examples stay in memory once made, if together they take less than 256 MiB. With
+    `named` they also have a name: their own, or their number.
     ValueError for an image of another shape than the first one's, where nothing is resized.
     """
 
-    def __init__(self, source: Sequence, *, size: int | None, how: str, keep: bool) -> None:
+    def __init__(
+        self, source: Sequence, *, size: int | None, how: str, keep: bool, named: bool = False
+    ) -> None:
         if not len(source):
             raise ValueError("The source has no examples; choose another split or slice.")
-        self._source, self._size, self._how = source, size, how
+        self._source, self._size, self._how, self._named = source, size, how, named
         first = self._make(0)
         self.shape = first["image"].shape
         self._keep = keep and len(source) * first["image"].nbytes < MEMORY_LIMIT
@@ -41,16 +44,21 @@ class FittedSource:
     def _make(self, index: int) -> dict[str, np.ndarray]:
         example = self._source[index]
         image = fit(to_unit(example["image"]), self._size, self._how)
-        return {"image": image, "label": np.asarray(example["label"], np.int32)}
+        made = {"image": image, "label": np.asarray(example["label"], np.int32)}
+        return {**made, "name": np.asarray(_name(example, index))} if self._named else made
 
     def _check_shape(self, index: int, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
-            name = self._source[index].get("name", f"number {index}")
-            name = name.decode(errors="replace") if isinstance(name, bytes) else name
+            name = _name(self._source[index], index)
             raise ValueError(
                 f"Image {name} is {shape[0]}×{shape[1]} pixels, the first one is "
                 f"{self.shape[0]}×{self.shape[1]}; bring all to one size with fit='pad' and a size."
             )
+
+
+def _name(example: dict[str, Any], index: int) -> str:
+    name = example.get("name", str(index))
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 def training_batches(
@@ -94,14 +102,15 @@ def training_batches(
 def evaluation_batches(
     source: Sequence, *, size: int | None, how: str = "pad", batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield all examples once, in order: image (B, S, S, C), label (B,) and mask, bool (B,).
+    """Yield all examples once, in order: image (B, S, S, C), label, name, and mask, bool (B,).
 
     The last batch is filled up with copies of the last example where mask is False, so that all
     have the same shape and none is lost. Every process gets the whole batch.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    return _evaluation_batches(FittedSource(source, size=size, how=how, keep=False), batch_size)
+    fitted = FittedSource(source, size=size, how=how, keep=False, named=True)
+    return _evaluation_batches(fitted, batch_size)
 
 
 def _evaluation_batches(source: FittedSource, size: int) -> Iterator[dict[str, np.ndarray]]:

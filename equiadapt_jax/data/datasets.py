@@ -1,5 +1,6 @@
 """Open a dataset by name: digits, a folder of images, or anything TFDS has prepared."""
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -79,8 +80,10 @@ def _prepare(path: Path, make_builder: Callable[[], Any]) -> Any:
 
     # TFDS writes to a folder of another name and renames it at the end: what is here is whole.
     if not path.exists():
+        print(f"Preparing {path.parent}.")
         try:
-            make_builder().download_and_prepare()
+            with contextlib.redirect_stdout(None):  # TFDS would call it a download
+                make_builder().download_and_prepare()
         except OSError:
             if not path.exists():  # else another process finished the same preparation first
                 raise

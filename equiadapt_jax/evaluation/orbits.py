@@ -68,13 +68,14 @@ def displayed_turn(turn: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What was found for N images under E turns; arrays `(N, E)` but for `label (N,)`.
+    """What was found for N images under E turns: `name` and `label` `(N,)`, the others `(N, E)`.
 
     `change` is ‖f(g·x) − f(x)‖ / ‖f(x)‖ of the logits f; `pose` and `pose_right` are None for a
     model without poses. A pose is right if none is nearer to the applied turn.
     """
 
     labels: tuple[str, ...]
+    name: np.ndarray
     label: np.ndarray
     prediction: np.ndarray
     confidence: np.ndarray
@@ -106,7 +107,7 @@ def make_evaluator(
         return {"logits": logits, "pose": pose, "pose_right": right}
 
     def evaluate(params, state, batches):
-        label, rows = [], []
+        name, label, rows = [], [], []
         for number, batch in enumerate(batches):
             images, mask = jnp.asarray(batch["image"]), batch["mask"]
             seen = [
@@ -115,9 +116,10 @@ def make_evaluator(
             ]
             seen = jax.tree.map(lambda *x: np.stack(x, 1), *jax.device_get(seen))
             rows.append(jax.tree.map(lambda x, mask=mask: x[mask], _summarise(**seen)))
+            name.append(batch["name"][mask])
             label.append(batch["label"][mask])
         columns = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-        return Outcome(turns.labels, np.concatenate(label), **columns)
+        return Outcome(turns.labels, np.concatenate(name), np.concatenate(label), **columns)
 
     return evaluate
 

@@ -41,4 +41,4 @@ def write_per_image(path: Path, vanilla: Outcome, adapted: Outcome, classes, pos
                     for cell in (classes[outcome.prediction[at]], f"{outcome.confidence[at]:.6f}")
                 ]
                 pose = (poses[adapted.pose[at]], int(adapted.pose_right[at]))
-                writer.writerow([image, name, classes[label], *told, *pose])
+                writer.writerow([adapted.name[image], name, classes[label], *told, *pose])
