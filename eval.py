@@ -1,6 +1,6 @@
 """Evaluate a run from its checkpoints alone: eval.py --workdir=… [--group=cyclic16]."""
 
-from absl import app, flags
+from absl import flags
 
 from equiadapt_jax import command_line, runs
 
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    app.run(command_line.one_sentence(main))
+    command_line.run(main)

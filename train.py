@@ -3,14 +3,13 @@
 Any setting can be changed on the way: --config.group=cyclic8 --config.adaptation.mode=frozen.
 """
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from equiadapt_jax import command_line, runs
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import run
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits_vit.py", "the experiment")
+_CONFIG = command_line.config_flag("configs/digits_vit.py")
 _WORKDIR = flags.DEFINE_string("workdir", "", "where the run goes: runs/<name>-<group>-seed<seed>")
 _RESUME = flags.DEFINE_bool("resume", False, "continue the run that is in the workdir")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the run that is in the workdir")
@@ -28,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    app.run(command_line.one_sentence(main))
+    command_line.run(main)

@@ -2,25 +2,41 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error arose")
 
 
-def one_sentence(main: Callable[[], None]) -> Callable[[list[str]], None]:
-    """A main function for `absl.app.run` that ends in one sentence and exit code 1 on bad input."""
+def config_flag(default: str) -> Any:
+    """The flag --config with its settings --config.…, read from a configuration file."""
+    from ml_collections import config_flags
 
-    def run(arguments: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)
-        try:
-            if len(arguments) > 1:
-                raise ValueError(f"Unexpected argument {arguments[1]!r}: flags start with --.")
-            main()
-        except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
-            if _TRACEBACK.value:
-                raise
-            print(f"Error: {error}", file=sys.stderr)
-            sys.exit(1)
+    try:
+        return config_flags.DEFINE_config_file("config", default, "the experiment")
+    except AttributeError as error:  # how ml_collections, which looks ahead, tells a wrong name
+        name = str(error).replace("\\n", "; ").translate(str.maketrans("", "", "\"'\\"))
+        _stop(f"Unknown setting --config.…{name} (all are in equiadapt_jax/training/config.py)")
 
-    return run
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and call `main`; bad input ends in one sentence and exit code 1."""
+    app.run(lambda arguments: _one_sentence(main, arguments))
+
+
+def _one_sentence(main, arguments):
+    logging.set_verbosity(logging.ERROR)
+    try:
+        if len(arguments) > 1:
+            raise ValueError(f"Unexpected argument {arguments[1]!r}: flags start with --.")
+        main()
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        if _TRACEBACK.value:
+            raise
+        _stop(" ".join(str(error).split()))
+
+
+def _stop(sentence):
+    print(f"Error: {sentence}", file=sys.stderr)
+    sys.exit(1)

@@ -281,6 +281,8 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
             data, "--config.data.name=cifar10",
         ],
         "image_folder needs root=": own,
+        "Unknown setting --config.…step; Did you mean steps": ["--config.adaptation.step=3"],
+        "nowhere.py": ["--config=configs/nowhere.py"],
     }  # fmt: skip
     for sentence, arguments in cases.items():
         code, _, errors = command(
