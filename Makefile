@@ -1,7 +1,7 @@
 # Two commands that set up all they need: make demo, make test. Only Python 3.11+ and make are assumed.
 
 SHELL := /bin/bash
-PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := runs/digits_vit-cyclic4-seed0
 

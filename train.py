@@ -3,13 +3,15 @@
 Any setting can be changed on the way: --config.group=cyclic8 --config.adaptation.mode=frozen.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from equiadapt_jax import command_line, runs
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import run
 
-_CONFIG = command_line.config_flag("configs/digits_vit.py")
+_CONFIG = command_line.config_flag(Path(__file__).parent / "configs" / "digits_vit.py")
 _WORKDIR = flags.DEFINE_string("workdir", "", "where the run goes: runs/<name>-<group>-seed<seed>")
 _RESUME = flags.DEFINE_bool("resume", False, "continue the run that is in the workdir")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the run that is in the workdir")

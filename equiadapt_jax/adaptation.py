@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax
 import jax
 
 from equiadapt_jax import canonicalization
@@ -43,7 +44,7 @@ def from_linen(module) -> Network:
     def init(key, x):
         params_key, dropout_key = jax.random.split(key)
         variables = module.init({"params": params_key, "dropout": dropout_key}, x, **mode(False))
-        variables = dict(variables)
+        variables = dict(flax.core.unfreeze(variables))
         return variables.pop("params", {}), variables
 
     def apply(params, state, x, *, train=False, key=None):
@@ -52,7 +53,13 @@ def from_linen(module) -> Network:
         if not (train and state):
             return module.apply(variables, x, rngs=rngs, **mode(train)), state
         y, updated = module.apply(variables, x, rngs=rngs, mutable=list(state), **mode(train))
-        return y, dict(updated)
+        updated = flax.core.unfreeze(updated)
+        if jax.tree.structure(updated) != jax.tree.structure(flax.core.unfreeze(state)):
+            raise ValueError(
+                f"A training step of {type(module).__name__} changed the structure of its state "
+                f"({', '.join(state)}), as sow does: leave such a collection out of the state."
+            )
+        return y, updated
 
     return Network(init, apply)
 

@@ -82,7 +82,8 @@ def canonicalize(
 
     With weights, which leave the value as it is, the derivative with respect to them is that of the
     mixture Σ_g w_g g⁻¹·x: ⟨∂L/∂x₀, g⁻¹·x⟩ for each g, one transformation in memory at a time. The
-    derivative with respect to the images is the transpose of the one transformation made.
+    derivative with respect to the images is the transpose of the one transformation made. Only
+    reverse mode is defined.
 
     Args:
       group: the group.
@@ -94,7 +95,7 @@ def canonicalize(
     """
     if weights is None:
         return image_actions.act(group, group.inverse(pose), images, pad=pad, fill=fill)
-    _check(group, weights)
+    _check(group, weights, images)
     return _canonicalize(group, pad, fill, pose, weights, images)
 
 
@@ -107,7 +108,7 @@ def mixture(
     fill: float = 0.0,
 ) -> jax.Array:
     """Σ_g w_g g⁻¹·x over the whole group, for soft weights `(..., |G|)`; arguments as above."""
-    _check(group, weights)
+    _check(group, weights, images)
     dtype = np.promote_types(images.dtype, np.float32)
 
     @jax.checkpoint
@@ -186,9 +187,14 @@ def _canonicalize_backward(group, pad, fill, residuals, cotangent):
 _canonicalize.defvjp(_canonicalize_forward, _canonicalize_backward)
 
 
-def _check(group, scores):
+def _check(group, scores, images=None):
     if scores.ndim < 1 or scores.shape[-1] != group.order:
         raise ValueError(
             f"Scores or weights of shape {scores.shape} do not fit {group}: the last axis holds "
             f"one for each of its {group.order} elements."
+        )
+    if images is not None and scores.shape[:-1] != images.shape[:-3]:
+        raise ValueError(
+            f"Weights of shape {scores.shape} do not fit images of shape {images.shape}: give one "
+            "row of weights for each image."
         )

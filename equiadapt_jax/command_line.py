@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -9,12 +10,12 @@ from absl import app, flags, logging
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error arose")
 
 
-def config_flag(default: str) -> Any:
+def config_flag(default: Path) -> Any:
     """The flag --config with its settings --config.…, read from a configuration file."""
     from ml_collections import config_flags
 
     try:
-        return config_flags.DEFINE_config_file("config", default, "the experiment")
+        return config_flags.DEFINE_config_file("config", str(default), "the experiment")
     except AttributeError as error:  # how ml_collections, which looks ahead, tells a wrong name
         name = str(error).replace("\\n", "; ").translate(str.maketrans("", "", "\"'\\"))
         _stop(f"Unknown setting --config.…{name} (all are in equiadapt_jax/training/config.py)")
@@ -34,7 +35,10 @@ def _one_sentence(main, arguments):
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
             raise
-        _stop(" ".join(str(error).split()))
+        text = " ".join(str(error).split())
+        if text.startswith("Configuration is not available"):  # ml_collections, at length
+            text = "There is no such configuration file: " + text.rpartition("No such file")[2]
+        _stop(text)
 
 
 def _stop(sentence):

@@ -27,6 +27,11 @@ class Identity:
         """Mean of −log p(e|x), for scores `(..., |G|)` and elements `applied` `(...)` or scalar."""
         return -jnp.mean(_log_probabilities(group, scores, applied)[..., 0])
 
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """The most probable elements."""
+        return (0,)
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,12 @@ class Categorical:
             )
         if not self.kl_weight >= 0:
             raise ValueError(f"The prior's kl_weight is {self.kl_weight}: it must be at least 0.")
+
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """The most probable elements."""
+        best = max(self.probabilities)
+        return tuple(i for i, p in enumerate(self.probabilities) if p == best)
 
     def loss(self, group: Group, scores: jax.Array, *, applied=None) -> jax.Array:
         """Mean of −log Σ_g π(g) p(g|x), plus the KL term; arguments as for `Identity`."""

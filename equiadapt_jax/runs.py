@@ -23,7 +23,7 @@ from equiadapt_jax.evaluation import (
 )
 from equiadapt_jax.evaluation.orbits import displayed_turn
 from equiadapt_jax.evaluation.report import table, write_per_image
-from equiadapt_jax.training.build import build_model
+from equiadapt_jax.training.build import build_model, build_prior
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.run import adapted_prediction, read_config, vanilla_prediction
 
@@ -81,24 +81,28 @@ def evaluate(
     vanilla_params, vanilla_state, _ = load(workdir, step=0)
     source = _source(config, facts, split or config.data.test, root, data_dir)
 
+    modes = build_prior(config.prior, model.group).modes
+
     def outcomes(turns, source=source):
         vanilla = make_evaluator(vanilla_prediction(model), turns)
-        adapted = make_evaluator(adapted_prediction(model), turns, model.group)
+        adapted = make_evaluator(adapted_prediction(model), turns, model.group, modes)
         return {
             "vanilla": vanilla(vanilla_params, vanilla_state, _batches(config, source, batch_size)),
             "adapted": adapted(params, state, _batches(config, source, batch_size)),
         }
 
-    turns = GroupTurns(groups.from_name(group or config.group))
+    turns = GroupTurns(groups.from_name(group or config.group), model.pad, model.fill)
     found = outcomes(turns)
     metrics = _measure(found)
     text = table(metrics, turns.labels, str(turns.group))
     if random_angles:
-        metrics |= _measure_random(outcomes(RandomTurns(random_angles)))
+        metrics |= _measure_random(
+            outcomes(RandomTurns(random_angles, pad=model.pad, fill=model.fill))
+        )
     around = {}
     if sweep:
         first = _First(source, sweep_images)
-        around = outcomes(GroupTurns(type(model.group)(sweep)), first)
+        around = outcomes(GroupTurns(type(model.group)(sweep), model.pad, model.fill), first)
         metrics |= _measure_sweep(around)
     if pictures:
         directory = Path(pictures)
@@ -163,7 +167,8 @@ def _measure(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
         for model, outcome in outcomes.items()
         for name, value in figures(outcome).items()
     }
-    found["adapted/retention"] = found["adapted/group_accuracy"] / found["vanilla/accuracy"]
+    if found["vanilla/accuracy"]:
+        found["adapted/retention"] = found["adapted/group_accuracy"] / found["vanilla/accuracy"]
     return found
 
 

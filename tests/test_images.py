@@ -449,7 +449,7 @@ REFUSED = {
         ValueError, r"\(\.\.\., H, W, C\), got \(4, 4\)",
     ),
     "interpolating integers": (
-        lambda: images.act(Cyclic(8), 2, SQUARE.astype(np.uint8)), TypeError, "uint8 .* to floats",
+        lambda: images.act(Cyclic(8), 1, SQUARE.astype(np.uint8)), TypeError, "uint8 .* to floats",
     ),
     "rotating integers": (
         lambda: images.rotate(SQUARE.astype(np.int32), 0.0), TypeError, "int32 cannot be interp",
@@ -478,3 +478,10 @@ def test_options_are_keyword_only(function):
 def test_numpy_and_jax_images_agree():
     turn = functools.partial(images.act, Cyclic(8), 1)
     assert_same_bits(turn(SQUARE), turn(jnp.asarray(SQUARE)))
+
+
+def test_a_known_exact_element_of_an_interpolating_group_takes_any_dtype():
+    whole = SQUARE.astype(np.uint8)
+    turned = images.act(Cyclic(8), 2, whole)
+    assert turned.dtype == np.uint8
+    np.testing.assert_array_equal(turned, np.rot90(whole, 1, (-3, -2)))

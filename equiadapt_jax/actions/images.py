@@ -58,8 +58,8 @@ def act(group: Group, g, images: jax.Array, *, pad: str = "edge", fill: float = 
     Args:
       group: the group.
       g: elements, int32, of shape `images.shape[:-3]` or a scalar.
-      images: `(..., H, W, C)`; floats, or any dtype where the group is exact (n divides 4). Square
-        unless the group keeps the shape of every image (n at most 2).
+      images: `(..., H, W, C)`; floats, or any dtype where nothing is interpolated (n divides 4, or
+        g is a Python integer of the lattice). Square unless n is at most 2.
       pad: "edge" or "constant", see the module.
       fill: the value outside the image for `pad="constant"`.
 
@@ -71,9 +71,10 @@ def act(group: Group, g, images: jax.Array, *, pad: str = "edge", fill: float = 
       ValueError: shapes that do not fit, an unknown pad, images the group would reshape.
       TypeError: images that would be interpolated and are not floats.
     """
-    exact = group.n in (1, 2, 4)
-    _check(images, jnp.shape(g), pad, square=group.n > 2, floating=not exact, group=group)
     rest, lattice = group.split(g)
+    known = not isinstance(rest, jax.Array) and np.ndim(rest) == 0
+    exact = group.n in (1, 2, 4) or (known and rest == 0)
+    _check(images, jnp.shape(g), pad, square=group.n > 2, floating=not exact, group=group)
     quarter, mirror = group.steps(lattice) * 4 // group.n, group.reflects(lattice)
     if exact:
         return _turn(images, quarter, mirror)

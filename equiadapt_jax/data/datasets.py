@@ -23,6 +23,11 @@ class Dataset:
     sizes: Mapping[str, int]
     builder: Any = field(repr=False, compare=False)
 
+    @property
+    def version(self) -> str:
+        """Name and version of the prepared copy; of an image folder also a mark of its contents."""
+        return self.builder.info.full_name
+
     def source(self, split: str) -> Any:
         """Return the examples of a split, for `len` and indexing: dicts with `image` and `label`.
 

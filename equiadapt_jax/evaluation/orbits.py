@@ -15,9 +15,11 @@ from equiadapt_jax.groups import Group
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class GroupTurns:
-    """Every image under every element of a group, the identity first."""
+    """Every image under every element of a group, the identity first; `pad` as for `act`."""
 
     group: Group
+    pad: str = "edge"
+    fill: float = 0.0
 
     def __len__(self) -> int:
         return self.group.order
@@ -28,12 +30,12 @@ class GroupTurns:
         steps = [(360 * self.group.steps(g) / self.group.n, g) for g in range(len(self))]
         return tuple(f"r{angle:g}" + "s" * self.group.reflects(g) for angle, g in steps)
 
-    def apply(self, images, element, batch):
-        """(images turned by the element, angle in radians `(B,)`, mirrored `(B,)`)."""
-        angle = 2 * np.pi / self.group.n * self.group.steps(element)
-        mirrored = self.group.reflects(element)
+    def apply(self, images, turn, first):
+        """(images turned by element number `turn`, angle in radians `(B,)`, mirrored `(B,)`)."""
+        angle = 2 * np.pi / self.group.n * self.group.steps(turn)
+        mirrored = self.group.reflects(turn)
         shape = images.shape[:1]
-        turned = image_actions.act(self.group, element, images)
+        turned = image_actions.act(self.group, turn, images, pad=self.pad, fill=self.fill)
         return turned, jnp.full(shape, angle), jnp.full(shape, mirrored)
 
 
@@ -44,6 +46,8 @@ class RandomTurns:
 
     samples: int
     seed: int = 0
+    pad: str = "edge"
+    fill: float = 0.0
 
     def __len__(self) -> int:
         return 1 + self.samples
@@ -53,11 +57,17 @@ class RandomTurns:
         """One name per turn: r0, random1, random2 and so on."""
         return ("r0", *(f"random{i + 1}" for i in range(self.samples)))
 
-    def apply(self, images, element, batch):
-        """(images turned by angles drawn for this element and batch, the angles, no mirrors)."""
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), element), batch)
-        angle = jax.random.uniform(key, images.shape[:1], maxval=2 * np.pi) * (element > 0)
-        return image_actions.rotate(images, angle), angle, jnp.zeros_like(angle, jnp.int32)
+    def apply(self, images, turn, first):
+        """(images turned, the angles, no mirrors); `first` is the number of the first image.
+
+        An image's angles follow from its number, so that they do not depend on the batch size.
+        """
+        key = jax.random.fold_in(jax.random.key(self.seed), turn)
+        numbers = first + jnp.arange(images.shape[0])
+        draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), maxval=2 * np.pi))
+        angle = draw(numbers) * (turn > 0)
+        turned = image_actions.rotate(images, angle, pad=self.pad, fill=self.fill)
+        return turned, angle, jnp.zeros_like(angle, jnp.int32)
 
 
 def displayed_turn(turn: str) -> str:
@@ -71,7 +81,8 @@ class Outcome:
     """What was found for N images under E turns: `name` and `label` `(N,)`, the others `(N, E)`.
 
     `change` is ‖f(g·x) − f(x)‖ / ‖f(x)‖ of the logits f; `pose` and `pose_right` are None for a
-    model without poses. A pose is right if none is nearer to the applied turn.
+    model without poses. A pose is right if none is nearer to the applied turn, up to the prior's
+    modes.
     """
 
     labels: tuple[str, ...]
@@ -88,6 +99,7 @@ def make_evaluator(
     predict: Callable[..., tuple[jax.Array, jax.Array | None]],
     turns: GroupTurns | RandomTurns,
     group: Group | None = None,
+    modes: tuple[int, ...] = (0,),
 ) -> Callable[[Any, Any, Iterable[Mapping[str, np.ndarray]]], Outcome]:
     """`evaluate(params, state, batches) -> Outcome`, compiled once.
 
@@ -95,29 +107,34 @@ def make_evaluator(
       predict: `predict(params, state, images) -> (logits, pose or None)`.
       turns: in what poses every image is shown.
       group: whose elements the poses are; needed if there are any.
+      modes: poses of an upright image that are right, those most probable under the prior.
     """
 
     @jax.jit
-    def look(params, state, images, element, batch):
-        turned, angle, mirrored = turns.apply(images, element, batch)
+    def look(params, state, images, turn, first):
+        turned, angle, mirrored = turns.apply(images, turn, first)
         logits, pose = predict(params, state, turned)
         if pose is None:
             return {"logits": logits}
-        right = _pose_right(group, pose, angle, mirrored)
-        return {"logits": logits, "pose": pose, "pose_right": right}
+        right = [
+            _nearest(group, group.compose(pose, group.inverse(mode)), angle, mirrored)
+            for mode in modes
+        ]
+        return {"logits": logits, "pose": pose, "pose_right": jnp.stack(right).any(0)}
 
     def evaluate(params, state, batches):
-        name, label, rows = [], [], []
-        for number, batch in enumerate(batches):
+        name, label, rows, first = [], [], [], 0
+        for batch in batches:
             images, mask = jnp.asarray(batch["image"]), batch["mask"]
             seen = [
-                look(params, state, images, np.int32(element), np.int32(number))
-                for element in range(len(turns))
+                look(params, state, images, np.int32(turn), np.int32(first))
+                for turn in range(len(turns))
             ]
             seen = jax.tree.map(lambda *x: np.stack(x, 1), *jax.device_get(seen))
             rows.append(jax.tree.map(lambda x, mask=mask: x[mask], _summarise(**seen)))
             name.append(batch["name"][mask])
             label.append(batch["label"][mask])
+            first += len(mask)
         columns = jax.tree.map(lambda *x: np.concatenate(x), *rows)
         return Outcome(turns.labels, np.concatenate(name), np.concatenate(label), **columns)
 
@@ -162,8 +179,8 @@ def figures(outcome: Outcome, *, elements: bool = True) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def _pose_right(group, pose, angle, mirrored):
-    """Whether no element of the group is nearer to the turn than the pose is."""
-    away = angle - 2 * np.pi / group.n * group.steps(pose)
+def _nearest(group, g, angle, mirrored):
+    """Whether no element of the group is nearer to the turn than g is."""
+    away = angle - 2 * np.pi / group.n * group.steps(g)
     away = jnp.abs((away + np.pi) % (2 * np.pi) - np.pi)
-    return (away <= np.pi / group.n + 1e-4) & (group.reflects(pose) == mirrored)
+    return (away <= np.pi / group.n + 1e-4) & (group.reflects(g) == mirrored)

@@ -10,6 +10,7 @@ one ordinary convolution with the same filters for every g. The group is folded 
 an exactly turned image gives the same numbers in other places: scores are the same bits, permuted.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ class GroupConvNet(nn.Module):
       grid: side of the grid to which planes are pooled.
       hidden: width of the scoring layer.
       dtype: compute dtype; None takes that of inputs and parameters. Scores are at least float32.
-      pad: what continues the image where an element interpolates, see `actions.images`.
+      pad: what lies outside the image where an element interpolates, see `actions.images`.
+      fill: its value for `pad="constant"`.
     """
 
     group: Group
@@ -51,13 +53,19 @@ class GroupConvNet(nn.Module):
     hidden: int = 64
     dtype: Any = None
     pad: str = "edge"
+    fill: float = 0.0
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Scores `(B, |G|)` for images `(B, S, S, C)`."""
         if images.ndim != 4:
             raise ValueError(f"GroupConvNet takes images (B, S, S, C), got {images.shape}.")
-        planes = _poses(self.group, images, self.size, self.pad)
+        if not len(self.features) == len(self.kernels) == len(self.strides) > 0:
+            raise ValueError(
+                f"GroupConvNet has features {self.features}, kernels {self.kernels} and strides "
+                f"{self.strides}: give one of each for every layer."
+            )
+        planes = _poses(self.group, images, self.size, self.pad, self.fill)
         for i, (features, kernel, stride) in enumerate(
             zip(self.features, self.kernels, self.strides, strict=True)
         ):
@@ -94,26 +102,28 @@ class GroupConvNet(nn.Module):
 
     def _scores(self, pooled):
         pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
-        hidden = nn.Dense(self.hidden, name="hidden", dtype=pooled.dtype)(pooled)
+        # Accelerators multiply float32 in less by default; scores decide between near-ties.
+        dense = functools.partial(nn.Dense, dtype=pooled.dtype, precision=jax.lax.Precision.HIGHEST)
+        hidden = nn.gelu(dense(self.hidden, name="hidden")(pooled))
         table = _compose_table(self.group, np.arange(self.group.order))
         mixed = hidden[:, table].reshape(*hidden.shape[:2], -1)
-        mixed = nn.Dense(self.hidden, name="mix", dtype=pooled.dtype)(nn.gelu(mixed))
-        return nn.Dense(1, use_bias=False, name="score", dtype=pooled.dtype)(nn.gelu(mixed))[..., 0]
+        mixed = nn.gelu(dense(self.hidden, name="mix")(mixed))
+        return dense(1, use_bias=False, name="score")(mixed)[..., 0]
 
 
-def _poses(group, images, size, pad):
+def _poses(group, images, size, pad, fill):
     """g⁻¹·x for all g, `(B, |G|, S, S, C)`, at the working size.
 
     The exact part acts at full size and every result is resized in its own frame, because resizing
     a turned image and turning a resized one differ by rounding; the rest is interpolated after it.
     """
     remainder, exact = group.split(group.inverse(np.arange(group.order)))
-    turned = {int(q): image_actions.act(group, int(q), images, pad=pad) for q in group.lattice}
+    turned = {int(q): image_actions.act(group, int(q), images) for q in group.lattice}
     if size is not None and size != images.shape[1]:
         shape = (images.shape[0], size, size, images.shape[3])
         turned = {q: jax.image.resize(x, shape, "linear") for q, x in turned.items()}
     planes = [
-        turned[int(q)] if r == 0 else image_actions.act(group, int(r), turned[int(q)], pad=pad)
+        image_actions.act(group, int(r), turned[int(q)], pad=pad, fill=fill)
         for r, q in zip(remainder, exact, strict=True)
     ]
     return jnp.stack(planes, 1)

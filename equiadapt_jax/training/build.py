@@ -1,5 +1,7 @@
 """From settings to a group, a prior and a model."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,9 +20,10 @@ def build_model(config: Config, classes: int) -> Adapted:
     group = groups.from_name(config.group)
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, dict(zip(MODES, MODES, strict=True)))
+    outside = {"pad": config.adaptation.pad, "fill": config.adaptation.fill}
     scorer = _make(
         "scorer", _choose("scorer.name", config.scorer.name, _SCORERS), (group,),
-        {"pad": config.adaptation.pad, **config.scorer.options, "dtype": dtype},
+        {**outside, **config.scorer.options, "dtype": dtype},
     )  # fmt: skip
     predictor = _make(
         "predictor", _choose("predictor.name", config.predictor.name, _PREDICTORS), (classes,),
@@ -69,8 +72,8 @@ def _choose(field, name, choices):
 
 def _make(role, cls, arguments, options):
     variant = options.pop("variant", None)
-    make = cls if variant is None else lambda *a, **k: cls.variant(variant, *a, **k)
     try:
+        make = cls if variant is None else functools.partial(cls.variant, variant)
         return make(*arguments, **options)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"config.{role}.options do not fit {cls.__name__}: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
@@ -90,7 +91,7 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"There is no checkpoint of step {step} in {self.directory}, but of {self.steps()}."
             )
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever saved it
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
             {"params": like[0], "state": like[1]},
@@ -98,7 +99,9 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
         )
-        return restored["model"]["params"], restored["model"]["state"]
+        # Committed to no device, so that the caller can use them with arrays on any.
+        model = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), restored["model"])
+        return model["params"], model["state"]
 
     def wait(self) -> None:
         """Return once everything is on disk."""

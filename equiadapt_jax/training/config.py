@@ -193,6 +193,11 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
+_WITHOUT_EFFECT = (
+    "data.data_dir", "pretrain.directory", "logging.every", "logging.tensorboard", "logging.wandb",
+)  # fmt: skip
+
+
 def fingerprint(*parts: Any) -> str:
     """Eight hexadecimal digits that change with any of the given settings."""
     text = json.dumps(parts, default=dataclasses.asdict, sort_keys=True)
@@ -200,12 +205,12 @@ def fingerprint(*parts: Any) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """`field: old → new` for all that differ but for logging, which changes no result."""
+    """`field: old → new` for all that differ and can change a result."""
     before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
     return [
         f"{name}: {before.get(name)!r} → {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not name.startswith("logging.")
+        if before.get(name) != after.get(name) and name not in _WITHOUT_EFFECT
     ]
 
 

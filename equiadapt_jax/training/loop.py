@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,15 +29,25 @@ def fit(
 ) -> TrainState:
     """Train from `state.step` up to `steps`, saving a checkpoint at each validation.
 
-    Figures leave the device only where they are logged. A checkpoint is written only after such a
-    look at loss and gradient, so a diverged state is never saved.
+    Figures leave the device only where they are logged. A checkpoint is written only after a look
+    at loss, gradient, the parameters' norm and the validation, so nothing that is not finite is
+    ever saved.
+
+    With each checkpoint go the "seconds" the run has taken up to it, over all its sessions.
 
     Raises:
-      FloatingPointError: the loss or its gradient is not finite.
+      FloatingPointError: a figure is not finite.
     """
     start = int(state.step)
+    earlier = checkpoints.metrics(start)["seconds"] if start else 0.0
+    began = time.monotonic()
+
+    def save(state, validation):
+        seconds = earlier + time.monotonic() - began
+        checkpoints.save(state, batches, {**validation, "seconds": seconds})
+
     if start == 0:
-        checkpoints.save(state, batches, validate(state))
+        save(state, validate(state))
     with _progress(title, start, steps) as bar:
         for number in range(start + 1, steps + 1):
             state, metrics = step(state, place_batch(next(batches)), key)
@@ -47,11 +58,14 @@ def fit(
             _check_finite(figures, number, checkpoints)
             bar.set_postfix(loss=f"{figures['train/loss']:.4g}", refresh=False)
             bar.update(number - bar.n)
-            if evaluate:
-                validation = validate(state)
-                figures |= {f"validation/{name}": v for name, v in validation.items()}
-                checkpoints.save(state, batches, validation)
+            validation = validate(state) if evaluate else {}
+            figures |= {f"validation/{name}": v for name, v in validation.items()}
+            _check_finite(figures, number, checkpoints)
+            # Logged before it is saved: a resumed run drops lines after its checkpoint, and can
+            # not make up for one that is missing before it.
             log(number, figures)
+            if evaluate:
+                save(state, validation)
     return state
 
 

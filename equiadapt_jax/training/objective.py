@@ -53,14 +53,20 @@ def adaptation(
         if not labels:
             canonical, state = model.canonicalize(params, state, images, train=True, key=model_key)
             loss = prior.loss(model.group, canonical.scores, applied=applied)
-            return loss, (state, {"loss": loss, **_pose_metrics(loss, canonical, applied)})
+            return loss, (
+                state,
+                {"loss": loss, **_pose_metrics(model.group, prior, loss, canonical, applied)},
+            )
         (logits, canonical), state = model.apply(params, state, images, train=True, key=model_key)
         task = _cross_entropy(logits, batch["label"])
         prior_loss = prior.loss(model.group, canonical.scores, applied=applied)
         loss = task + prior_weight * prior_loss
         accuracy = _accuracy(logits, batch["label"])
         metrics = {"loss": loss, "task_loss": task, "accuracy": accuracy}
-        return loss, (state, {**metrics, **_pose_metrics(prior_loss, canonical, applied)})
+        return loss, (
+            state,
+            {**metrics, **_pose_metrics(model.group, prior, prior_loss, canonical, applied)},
+        )
 
     return objective
 
@@ -114,6 +120,7 @@ def _accuracy(logits, labels):
     return jnp.mean(jnp.argmax(logits, -1) == labels)
 
 
-def _pose_metrics(prior_loss, canonical, applied):
-    right = canonical.pose == (0 if applied is None else applied)
-    return {"prior_loss": prior_loss, "pose_accuracy": jnp.mean(right)}
+def _pose_metrics(group, prior, prior_loss, canonical, applied):
+    applied = jnp.zeros_like(canonical.pose) if applied is None else applied
+    right = [canonical.pose == group.compose(applied, mode) for mode in prior.modes]
+    return {"prior_loss": prior_loss, "pose_accuracy": jnp.mean(jnp.stack(right).any(0))}

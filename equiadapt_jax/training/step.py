@@ -63,7 +63,8 @@ def make_step(
         gradients, (networks, metrics) = jax.grad(loss, has_aux=True)(part)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, part)
         params = {**state.params, **optax.apply_updates(part, updates)}
-        metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+        norms = {"gradient_norm": gradients, "parameter_norm": {n: params[n] for n in trained}}
+        metrics |= {name: optax.tree.norm(tree) for name, tree in norms.items()}
         return TrainState(state.step + 1, params, networks, optimizer_state), metrics
 
     return jax.jit(step, donate_argnums=0)
