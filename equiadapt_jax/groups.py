@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ class _Planar:
     """What C_n and D_n share: n rotations, and for D_n as many reflections behind them."""
 
     n: int
+    _copies: ClassVar[int]  # of the rotations: themselves, and after a mirror
 
     def __post_init__(self):
         if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
@@ -31,7 +33,7 @@ class _Planar:
     @property
     def order(self) -> int:
         """Number of elements."""
-        raise NotImplementedError
+        return self.n * self._copies
 
     def identity(self) -> jax.Array:
         """The identity, an int32 scalar."""
@@ -105,10 +107,7 @@ class _Planar:
 class Cyclic(_Planar):
     """C_n: the n rotations of the plane by multiples of 2π/n."""
 
-    @property
-    def order(self) -> int:
-        """Number of elements, n."""
-        return self.n
+    _copies = 1
 
 
 @jax.tree_util.register_static
@@ -116,10 +115,7 @@ class Cyclic(_Planar):
 class Dihedral(_Planar):
     """D_n: the n rotations by multiples of 2π/n, and each of them after a left-right mirror."""
 
-    @property
-    def order(self) -> int:
-        """Number of elements, 2n."""
-        return 2 * self.n
+    _copies = 2
 
 
 Group = Cyclic | Dihedral

@@ -150,6 +150,11 @@ def _source(config, facts, split, root, data_dir):
             f"The run's classes are {facts['classes']}, those of {dataset.name} are "
             f"{list(dataset.classes)}: evaluate on the classes it was trained on."
         )
+    if dataset.channels != facts["shape"][-1]:
+        raise ValueError(
+            f"The run's images have {facts['shape'][-1]} channels, those of {dataset.name} "
+            f"{dataset.channels}: evaluate on images of the same kind."
+        )
     return dataset.source(split)
 
 

@@ -189,6 +189,23 @@ def test_other_code_can_use_what_is_loaded(finished):
         ea.load(finished / "nowhere")
 
 
+def test_data_of_another_kind_are_refused(places, tiny, folder, tmp_path):
+    run.train(tiny("image_folder"), tmp_path / "run")
+    for split in ("train", "test"):
+        for name in ("above", "below"):
+            (tmp_path / "gray" / split / name).mkdir(parents=True)
+            with Image.open(folder / "test" / name / "0.png") as picture:
+                picture.convert("L").save(tmp_path / "gray" / split / name / "0.png")
+    with pytest.raises(ValueError, match=r"images have 3 channels, those of image_folder 1"):
+        runs.evaluate(tmp_path / "run", root=str(tmp_path / "gray"))
+    (tmp_path / "gray" / "train" / "below").rename(tmp_path / "gray" / "train" / "under")
+    (tmp_path / "gray" / "test" / "below").rename(tmp_path / "gray" / "test" / "under")
+    with pytest.raises(ValueError, match=r"classes are \['above', 'below'\], those of"):
+        runs.evaluate(tmp_path / "run", root=str(tmp_path / "gray"))
+    with pytest.raises(ValueError, match="has no split 'tset'"):
+        runs.evaluate(tmp_path / "run", split="tset")
+
+
 @pytest.mark.parametrize("mode", ["frozen", "prior"])
 def test_a_frozen_predictor_stays_to_the_bit(mode, tiny, tmp_path):
     run.train(tiny(mode=mode), tmp_path / "run")
