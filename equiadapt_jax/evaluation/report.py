@@ -8,20 +8,16 @@ from equiadapt_jax.evaluation.orbits import Outcome, displayed_turn
 
 
 def table(metrics: Mapping[str, float], turns: tuple[str, ...], title: str) -> str:
-    """Accuracy of vanilla and adapted, in percent: upright, over all turns, for each of them."""
-    rows = [("upright", "accuracy"), (f"mean over {title}", "group_accuracy")]
+    """Vanilla beside adapted, in percent: accuracy upright, over all turns and for each of them."""
+    rows = [("accuracy upright", "accuracy"), (f"mean over {title}", "group_accuracy")]
     rows += [(f"  turned {displayed_turn(turn)}", f"accuracy/{turn}") for turn in turns]
+    rows += [("predictions changed", "changed_rate"), ("pose right", "pose_accuracy")]
     width = max(len(name) for name, _ in rows)
-    lines = [f"{'accuracy in %':{width}}  vanilla  adapted", "─" * (width + 18)]
-    lines += [
-        f"{name:{width}}  {100 * metrics[f'vanilla/{key}']:7.2f}  "
-        f"{100 * metrics[f'adapted/{key}']:7.2f}"
-        for name, key in rows
-    ]
-    if "adapted/changed_rate" in metrics:
-        changed = [100 * metrics[f"{model}/changed_rate"] for model in ("vanilla", "adapted")]
-        lines += [f"{'predictions changed':{width}}  {changed[0]:7.2f}  {changed[1]:7.2f}"]
-    lines += [f"{'pose right':{width}}           {100 * metrics['adapted/pose_accuracy']:7.2f}"]
+    lines = [f"{'in %':{width}}  vanilla  adapted", "─" * (width + 18)]
+    for name, key in rows:
+        figures = [metrics.get(f"{model}/{key}") for model in ("vanilla", "adapted")]
+        cells = ["" if figure is None else f"{100 * figure:.2f}" for figure in figures]
+        lines.append(f"{name:{width}}  {cells[0]:>7}  {cells[1]:>7}")
     return "\n".join(lines)
 
 
