@@ -12,12 +12,13 @@ _SWEEP_IMAGES = flags.DEFINE_integer("sweep_images", 1000, "images of the plot",
 _SPLIT = flags.DEFINE_string("split", "", "of the run's dataset; its test split by default")
 _ROOT = flags.DEFINE_string("root", "", "another image folder or tar of the same classes")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where the prepared dataset lies now")
+_OUTPUT = flags.DEFINE_string("output", "", "where to write; <workdir>/eval by default")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "images per batch; as in the run by default")
 
 
 def main() -> None:
-    """Evaluate, write everything to <workdir>/eval, print the table."""
-    directory = f"{_WORKDIR.value}/eval"
+    """Evaluate, write everything to one directory, print the table."""
+    directory = _OUTPUT.value or f"{_WORKDIR.value}/eval"
     metrics, table = runs.evaluate(
         _WORKDIR.value,
         group=_GROUP.value,

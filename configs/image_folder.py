@@ -47,9 +47,10 @@ def get_config(variant: str = "") -> ConfigDict:
         prior=settings.Prior(name="mirror"),
         logging=settings.Logging(evaluate_every=200),
     )
-    if variant == "tiny":
+    if variant:
         config = settings.tiny(
             config,
+            variant,
             predictor={"stage_sizes": (1,), "block": "basic", "width": 8, "stem": "cifar"},
             scorer={"features": (4, 4), "kernels": (4, 2), "strides": (2, 2), "hidden": 8},
         )

@@ -143,6 +143,11 @@ class Adapted:
         predictor: tuple[Any, Any] | None = None,
     ) -> tuple[dict, dict]:
         """(params, state) for images `(B, S, S, C)`; the predictor's are those given, if any."""
+        if predictor is not None and not (isinstance(predictor, tuple) and len(predictor) == 2):
+            raise TypeError(
+                f"predictor is a {type(predictor).__name__}: give (params, state), state being {{}} "
+                "where there is none."
+            )
         scorer_key, predictor_key = jax.random.split(key)
         scorer = self.scorer.init(scorer_key, images)
         predictor = predictor or self.predictor.init(predictor_key, self.prepare(images))

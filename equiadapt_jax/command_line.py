@@ -1,5 +1,6 @@
 """What train.py and eval.py share: quiet libraries, one sentence for what the user got wrong."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +15,24 @@ def config_flag(default: Path) -> Any:
     """The flag --config with its settings --config.…, read from a configuration file."""
     from ml_collections import config_flags
 
-    try:
+    try:  # it looks ahead at the settings
         return config_flags.DEFINE_config_file("config", str(default), "the experiment")
-    except AttributeError as error:  # how ml_collections, which looks ahead, tells a wrong name
-        name = str(error).replace("\\n", "; ").translate(str.maketrans("", "", "\"'\\"))
-        _stop(f"Unknown setting --config.…{name} (all are in equiadapt_jax/training/config.py)")
+    except AttributeError as error:
+        _stop(_unknown_setting(error))
 
 
 def run(main: Callable[[], None]) -> None:
     """Parse the flags and call `main`; bad input ends in one sentence and exit code 1."""
-    app.run(lambda arguments: _one_sentence(main, arguments))
+    app.run(lambda arguments: _one_sentence(main, arguments), flags_parser=_parse)
+
+
+def _parse(arguments):
+    try:
+        return flags.FLAGS(arguments)
+    except AttributeError as error:
+        _stop(_unknown_setting(error))
+    except flags.Error as error:  # with a traceback inside where a configuration file raised
+        _stop(str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: "))
 
 
 def _one_sentence(main, arguments):
@@ -37,8 +46,18 @@ def _one_sentence(main, arguments):
             raise
         text = " ".join(str(error).split())
         if text.startswith("Configuration is not available"):  # ml_collections, at length
-            text = "There is no such configuration file: " + text.rpartition("No such file")[2]
+            text = f"There is no configuration file {text.rpartition(': ')[2]}."
         _stop(text)
+
+
+def _unknown_setting(error):
+    """What ml_collections says of a name it does not know, in one sentence."""
+    names = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", str(error)))
+    nearest = f": did you mean {names[1]!r}?" if len(names) > 1 else "."
+    return (
+        f"Unknown setting {names[0]!r}{nearest} All settings stand with their meaning in "
+        "equiadapt_jax/training/config.py."
+    )
 
 
 def _stop(sentence):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from equiadapt_jax import groups
 from equiadapt_jax.adaptation import Adapted
@@ -83,12 +84,18 @@ def evaluate(
 
     modes = build_prior(config.prior, model.group).modes
 
+    def watched(name, turns, source):
+        batches = _batches(config, source, batch_size)
+        total = -(-len(source) // (batch_size or config.evaluation_batch_size))
+        title = f"evaluating {name}, {len(source)} images × {len(turns)} turns"
+        return tqdm(batches, title, total, leave=False, unit="batch", disable=None)
+
     def outcomes(turns, source=source):
         vanilla = make_evaluator(vanilla_prediction(model), turns)
         adapted = make_evaluator(adapted_prediction(model), turns, model.group, modes)
         return {
-            "vanilla": vanilla(vanilla_params, vanilla_state, _batches(config, source, batch_size)),
-            "adapted": adapted(params, state, _batches(config, source, batch_size)),
+            "vanilla": vanilla(vanilla_params, vanilla_state, watched("vanilla", turns, source)),
+            "adapted": adapted(params, state, watched("adapted", turns, source)),
         }
 
     turns = GroupTurns(groups.from_name(group or config.group), model.pad, model.fill)

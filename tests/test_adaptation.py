@@ -562,3 +562,9 @@ def test_what_cannot_be_adapted_is_refused_with_a_sentence(case):
     parts = {"scorer": template_scorer(Cyclic(4)), "predictor": ea.from_linen(Linen()), **options}
     with pytest.raises(error, match=sentence):
         ea.adapt(Cyclic(4), parts.pop("scorer"), parts.pop("predictor"), **parts)
+
+
+def test_a_predictor_given_without_its_state_is_refused():
+    model = ea.adapt(C4, ea.from_function(lambda p, x: x), ea.from_function(lambda p, x: x))
+    with pytest.raises(TypeError, match=r"predictor is a dict: give \(params, state\)"):
+        model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), predictor={"w": 1})

@@ -69,6 +69,12 @@ def test_whole_numbers_serve_as_floats_and_lists_as_tuples():
     assert isinstance(config.optimizer.clip, float)
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_variant_that_does_not_exist_is_refused(path):
+    with pytest.raises(ValueError, match=f"Unknown variant 'tny' of {path.stem}: there is 'tiny'"):
+        shipped(path, "tny")
+
+
 def test_differences_name_what_changed_but_not_the_logging():
     old = settings.Config()
     new = dataclasses.replace(old, group="cyclic8", logging=settings.Logging(every=1))

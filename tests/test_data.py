@@ -546,6 +546,13 @@ def test_evaluation_batches(digits):
     assert (mask.dtype, labels.dtype) == (np.bool_, np.int32)
 
 
+def test_a_class_that_train_lacks_is_refused(tmp_path):
+    write_folder(tmp_path / "images")
+    write(tmp_path / "images/test/wolf/1.png", random_image((6, 6, 3)))
+    with pytest.raises(ValueError, match=r"class 'wolf' in .* has images but none in train"):
+        data.open_dataset("image_folder", root=tmp_path / "images", data_dir=tmp_path / "d")
+
+
 def test_mixed_sizes_need_fitting(tmp_path):
     write_folder(tmp_path / "images")
     write(tmp_path / "images/train/dog/wide.png", random_image((6, 9, 3)))

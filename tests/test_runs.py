@@ -371,8 +371,13 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
             data, "--config.data.name=cifar10",
         ],
         "image_folder needs root=": own,
-        "Unknown setting --config.…step; Did you mean steps": ["--config.adaptation.step=3"],
-        "nowhere.py": ["--config=configs/nowhere.py"],
+        "Unknown setting 'step': did you mean 'steps'?": ["--config.adaptation.step=3"],
+        "Unknown setting 'grup': did you mean 'group'?": [*own, "--config.grup=cyclic8"],
+        "Unknown setting 'bogus'. All settings": [*own, "--config.bogus=1"],
+        "Unknown variant 'tny' of digits_vit": ["--config=configs/digits_vit.py:tny"],
+        "config.seed=one": ["--config.seed=one"],
+        "Unknown command line flag 'bogus'": ["--bogus"],
+        "There is no configuration file 'configs/nowhere.py'": ["--config=configs/nowhere.py"],
     }  # fmt: skip
     for sentence, arguments in cases.items():
         code, _, errors = command(

@@ -75,7 +75,9 @@ def _prepare_image_folder(root: str | os.PathLike, directory: Path) -> Any:
     from equiadapt_jax.data.image_folder import ImageFolder, fingerprint
 
     if not root:
-        raise ValueError("image_folder needs root=, the folder or tar archive of the images.")
+        raise ValueError(
+            "image_folder needs root= (--config.data.root=), the folder or tar of the images."
+        )
     path = directory / "image_folder" / fingerprint(root) / str(ImageFolder.VERSION)
     return _prepare(path, lambda: ImageFolder(root, data_dir=directory))
 

@@ -109,7 +109,8 @@ def arrange(files: Files) -> dict[str, dict[str, str]]:
     """Return split → image → class, images in the order of the listing.
 
     ValueError if an image lies elsewhere than <split>/<class>/, if a class folder has no image,
-    or if there is none at all. In an archive one folder may enclose all the splits.
+    if train has none of a class, or if there is none at all. In an archive one folder may enclose
+    all the splits.
     """
     images = [name for name in files.names if _is_image(name)]
     parts = [name.split("/") for name in images]
@@ -127,6 +128,13 @@ def arrange(files: Files) -> dict[str, dict[str, str]]:
     if empty or not images:
         where = f"{min(empty)!r} in {files.root}" if empty else files.root
         raise ValueError(f"There is no image in {where}; expected {LAYOUT}.")
+    learned = set(splits.get("train", {}).values())
+    unknown = {label for of in splits.values() for label in of.values()} - learned
+    if learned and unknown:
+        raise ValueError(
+            f"The class {min(unknown)!r} in {files.root} has images but none in train: add some, "
+            "or mend the folder's name."
+        )
     if len(images) < len(files.names):
         logging.warning(
             "%d files in %s are not images and were ignored.",

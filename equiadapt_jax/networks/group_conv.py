@@ -81,7 +81,7 @@ class GroupConvNet(nn.Module):
             raise ValueError(
                 f"Layer {i} of GroupConvNet strides by {stride} over {size} pixels with kernel "
                 f"{kernel}: quarter turns would see other pixels; choose a working size for which "
-                f"{stride} divides size + {2 * padding - kernel}."
+                f"{stride} divides size - {kernel - 2 * padding}."
             )
         folded = planes.reshape(batch * order, *planes.shape[2:])
         convolution = nn.Conv(

@@ -141,8 +141,15 @@ class Config:
     logging: Logging = dataclasses.field(default_factory=Logging)
 
 
-def tiny(config: Config, *, predictor: Mapping[str, Any], scorer: Mapping[str, Any]) -> Config:
-    """The same run in seconds: two steps of each stage, with networks of these options."""
+def tiny(
+    config: Config, variant: str, *, predictor: Mapping[str, Any], scorer: Mapping[str, Any]
+) -> Config:
+    """The same run in seconds: two steps of each stage, with networks of these options.
+
+    Raises ValueError for a variant of another name.
+    """
+    if variant != "tiny":
+        raise ValueError(f"Unknown variant {variant!r} of {config.name}: there is 'tiny'.")
     return dataclasses.replace(
         config,
         name=f"{config.name}_tiny",

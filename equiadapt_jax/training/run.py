@@ -90,8 +90,8 @@ def _check(config: Config, model: Adapted, dataset: Dataset) -> tuple[int, ...]:
     for name, size in batch_sizes.items():
         if size > images or size % devices:
             raise ValueError(
-                f"config.{name} is {size}: it must be at most the {images} images of "
-                f"{config.data.train!r} and a multiple of the {devices} devices."
+                f"config.{name} is {size}: with {images} images in {config.data.train!r} and "
+                f"{devices} device(s), choose a multiple of {devices} of at most {images}."
             )
     turns_inputs(config)
     shape = next(_evaluation(config, dataset, config.data.train))["image"].shape[1:]
