@@ -1,5 +1,7 @@
 """Evaluate a run from its checkpoints alone: eval.py --workdir=… [--group=cyclic16]."""
 
+from pathlib import Path
+
 from absl import flags
 
 from equiadapt_jax import command_line, runs
@@ -32,8 +34,8 @@ def main() -> None:
         pictures=directory,
     )
     runs.write_metrics(f"{directory}/metrics.json", metrics)
-    print(f"\n{table}\n\nLeft in {directory}: metrics.json, per_image.csv and")
-    print("accuracy_against_angle.png, canonicalization.png, pose_histogram.png.")
+    left = ", ".join(sorted(path.name for path in Path(directory).iterdir()))
+    print(f"\n{table}\n\nLeft in {directory}: {left}.")
 
 
 if __name__ == "__main__":
