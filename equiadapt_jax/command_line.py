@@ -1,14 +1,19 @@
 """What train.py and eval.py share: quiet libraries, one sentence for what the user got wrong."""
 
 import re
+import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, call again
+
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error arose")
+_HELP = re.compile(r"--?(config(?:\.\w+)*)=help")
 
 
 def config_flag(default: Path) -> Any:
@@ -21,8 +26,31 @@ def config_flag(default: Path) -> Any:
         _stop(_unknown_setting(error))
 
 
+def take_help() -> list[str]:
+    """The settings that --config.…=help asks about, taken out of the arguments."""
+    asked = [match[1] for a in sys.argv[1:] if (match := _HELP.fullmatch(a))]
+    sys.argv[1:] = [a for a in sys.argv[1:] if not _HELP.fullmatch(a)]
+    return asked
+
+
+def heed_signals(stop: Callable[..., None]) -> None:
+    """Let SIGTERM and Ctrl-C ask to stop; a second Ctrl-C ends the program at once."""
+
+    def interrupted(number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)
+        stop(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, interrupted)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`; bad input ends in one sentence and exit code 1."""
+    """Parse the flags and call `main`; bad input ends in one sentence and exit code 1.
+
+    A run that was asked to stop exits with the code `STOPPED`, one that Ctrl-C ended with 130.
+    """
+    warnings.formatwarning = lambda message, *_: f"Warning: {message}\n"  # type: ignore[assignment]
     app.run(lambda arguments: _one_sentence(main, arguments), flags_parser=_parse)
 
 
@@ -41,6 +69,11 @@ def _one_sentence(main, arguments):
         if len(arguments) > 1:
             raise ValueError(f"Unexpected argument {arguments[1]!r}: flags start with --.")
         main()
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:
+            _stop("stopped at once; what was saved before is whole.", 130)
+        print(f"{interrupt} Continue with --resume.", file=sys.stderr)
+        sys.exit(STOPPED)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
             raise
@@ -54,12 +87,9 @@ def _unknown_setting(error):
     """What ml_collections says of a name it does not know, in one sentence."""
     names = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", str(error)))
     nearest = f": did you mean {names[1]!r}?" if len(names) > 1 else "."
-    return (
-        f"Unknown setting {names[0]!r}{nearest} All settings stand with their meaning in "
-        "equiadapt_jax/training/config.py."
-    )
+    return f"Unknown setting {names[0]!r}{nearest} train.py --explain prints them all."
 
 
-def _stop(sentence):
+def _stop(sentence, code=1):
     print(f"Error: {sentence}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)

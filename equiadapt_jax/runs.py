@@ -26,7 +26,8 @@ from equiadapt_jax.evaluation.orbits import displayed_turn
 from equiadapt_jax.evaluation.report import table, write_per_image
 from equiadapt_jax.training.build import build_model, build_prior
 from equiadapt_jax.training.checkpoints import Checkpoints
-from equiadapt_jax.training.run import adapted_prediction, read_config, vanilla_prediction
+from equiadapt_jax.training.run import adapted_prediction, vanilla_prediction
+from equiadapt_jax.training.workdir import mark, read_config
 
 PICTURED = 16  # images shown before and after canonicalization
 
@@ -34,17 +35,23 @@ PICTURED = 16  # images shown before and after canonicalization
 def load(workdir: str | os.PathLike, step: int | None = None) -> tuple[Any, Any, Adapted]:
     """(params, state, model) of a run's best checkpoint, or of the given step.
 
-    Step 0 is the predictor before adaptation, behind a scorer that has learned nothing.
-    Raises FileNotFoundError where there is no run, or no such checkpoint.
+    Step 0 is the predictor before adaptation, behind a scorer that has learned nothing. Checkpoints
+    are compared with the digests they were saved with; where the best is damaged, the next best is
+    taken, with a warning.
+
+    Raises:
+      FileNotFoundError: there is no run, or no such checkpoint.
+      ValueError: it is damaged (`DamagedCheckpoint`), or belongs to other settings.
     """
     config, dataset = read_config(workdir)
     model = build_model(config, len(dataset["classes"]))
     example = jnp.zeros((1, *dataset["shape"]))
     like = jax.eval_shape(model.init, jax.random.key(0), example)
-    checkpoints = Checkpoints(Path(workdir) / "checkpoints")
-    step = checkpoints.best_step() if step is None else step
-    params, state = checkpoints.restore_model(step, like)
-    checkpoints.close()
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints", mark(config, dataset))
+    if step is None:
+        params, state = checkpoints.restore_best(like)
+    else:
+        params, state = checkpoints.restore_model(step, like)
     return params, state, model
 
 

@@ -97,7 +97,7 @@ def test_fingerprints_tell_settings_apart():
         ({"predictor": settings.Predictor(name="vgg")}, r"config\.predictor\.name is 'vgg'"),
         (
             {"predictor": settings.Predictor(options={"depht": 2})},
-            r"config\.predictor\.options do not fit ViT: .*depht",
+            r"config\.predictor\.options\.depht is not an option of ViT; did you mean depth\?",
         ),
         ({"adaptation": settings.Adaptation(method="hard")}, "Unknown method 'hard'"),
     ],

@@ -1,6 +1,9 @@
 """From settings to a group, a prior and a model."""
 
+import dataclasses
+import difflib
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,8 @@ from equiadapt_jax.training.config import Config, Prior
 _SCORERS = {"group_conv": networks.GroupConvNet}
 _PREDICTORS = {"vit": predictors.ViT, "resnet": predictors.ResNet}
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+# Set elsewhere in the settings, or by Flax.
+_NOT_OPTIONS = ("group", "num_classes", "dtype", "pad", "fill", "parent", "name")
 MODES = ("joint", "frozen", "prior")
 
 
@@ -20,14 +25,13 @@ def build_model(config: Config, classes: int) -> Adapted:
     group = groups.from_name(config.group)
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, dict(zip(MODES, MODES, strict=True)))
-    outside = {"pad": config.adaptation.pad, "fill": config.adaptation.fill}
     scorer = _make(
-        "scorer", _choose("scorer.name", config.scorer.name, _SCORERS), (group,),
-        {**outside, **config.scorer.options, "dtype": dtype},
+        "scorer", _network("scorer", config.scorer.name), (group,), config.scorer.options,
+        dtype=dtype, pad=config.adaptation.pad, fill=config.adaptation.fill,
     )  # fmt: skip
     predictor = _make(
-        "predictor", _choose("predictor.name", config.predictor.name, _PREDICTORS), (classes,),
-        {**config.predictor.options, "dtype": dtype},
+        "predictor", _network("predictor", config.predictor.name), (classes,),
+        config.predictor.options, dtype=dtype,
     )  # fmt: skip
     mean, std = (m[0] if len(m) == 1 else m for m in (config.predictor.mean, config.predictor.std))
     return adapt(
@@ -41,6 +45,19 @@ def build_model(config: Config, classes: int) -> Adapted:
         pad=config.adaptation.pad,
         fill=config.adaptation.fill,
     )
+
+
+def resolve(config: Config) -> Config:
+    """The same settings with every option of the networks, so that they outlive its default."""
+    first = {"scorer": groups.from_name(config.group), "predictor": None}
+    resolved = {}
+    for role, argument in first.items():
+        settings = getattr(config, role)
+        cls = _network(role, settings.name)
+        network = _make(role, cls, (argument,), settings.options)
+        options = {name: getattr(network, name) for name in _options(cls)}
+        resolved[role] = dataclasses.replace(settings, options=options)
+    return dataclasses.replace(config, **resolved)
 
 
 def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | priors.Categorical:
@@ -70,10 +87,35 @@ def _choose(field, name, choices):
     return choices[name]
 
 
-def _make(role, cls, arguments, options):
+def _network(role, name):
+    return _choose(f"{role}.name", name, {"scorer": _SCORERS, "predictor": _PREDICTORS}[role])
+
+
+def default_options(role: str, name: str) -> dict[str, Any]:
+    """What can be set of a network, with the defaults of what has one."""
+    cls = _network(role, name)
+    variant = {"variant": "…"} if hasattr(cls, "variant") else {}
+    return variant | {option: getattr(cls, option, "…") for option in _options(cls)}
+
+
+def _options(cls):
+    """What can be set of a network."""
+    return [field.name for field in dataclasses.fields(cls) if field.name not in _NOT_OPTIONS]
+
+
+def _make(role, cls, arguments, options, **given):
+    options = dict(options)
     variant = options.pop("variant", None)
+    known = _options(cls)
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, ["variant", *known], 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            raise ValueError(
+                f"config.{role}.options.{name} is not an option of {cls.__name__}; {hint}"
+            )
     try:
         make = cls if variant is None else functools.partial(cls.variant, variant)
-        return make(*arguments, **options)
-    except (TypeError, AttributeError) as error:
+        return make(*arguments, **options, **given)
+    except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"config.{role}.options do not fit {cls.__name__}: {error}") from error

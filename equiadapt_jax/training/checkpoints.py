@@ -1,15 +1,19 @@
 """Checkpoints with Orbax: one directory per step, holding all that continuing or evaluating needs.
 
-    <directory>/<step>/model       params and state of the networks
-    <directory>/<step>/optimizer   the optimizer's state
-    <directory>/<step>/data        the data iterator's state
-    <directory>/<step>/metrics     validation figures, "best_by" among them
+    <directory>/<step>/model            params and state of the networks
+    <directory>/<step>/optimizer        the optimizer's state
+    <directory>/<step>/data             the data iterator's state
+    <directory>/<step>/checkpoint.json  figures, fingerprint of the settings, digests
 
-Kept are step 0 (the predictor before training), the latest step and the best.
+A step has its name only once all of it is written, and is believed only where the digests hold.
+Kept are step 0 (the predictor before training), the best step and the two latest.
 """
 
 import os
+import shutil
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,101 +21,252 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from equiadapt_jax.training import digests
+from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.step import TrainState
+
+# What these are part of is being written, is being removed, or was found damaged.
+_UNFINISHED, _REMOVED, _DAMAGED = ".unfinished", ".removed", ".damaged"
 
 
 class Checkpoints:
-    """The checkpoints of one run; those with the highest `best_by` are the best."""
+    """The checkpoints of one run; the best has the highest figure `best_by`.
 
-    def __init__(self, directory: str | os.PathLike, *, create: bool = False):
+    Args:
+      directory: where they are.
+      fingerprint: of the settings they belong to; checkpoints of others are refused.
+      create: make the directory, and remove what an interrupted run left half written.
+
+    Raises:
+      FileNotFoundError: without `create`, where there is no such directory.
+    """
+
+    def __init__(self, directory: str | os.PathLike, fingerprint: str, *, create: bool = False):
         self.directory = Path(directory).expanduser().absolute()
-        if not create and not self.directory.is_dir():
+        self._fingerprint = fingerprint
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future | None = None
+        if create:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.iterdir():
+                if _UNFINISHED in path.name or path.name.endswith(_REMOVED):
+                    shutil.rmtree(path)
+        elif not self.directory.is_dir():
             raise FileNotFoundError(
                 f"There are no checkpoints in {self.directory}: give the workdir of a training run."
             )
-        policy = keep.AnyPreservationPolicy(
-            [keep.CustomSteps([0]), keep.LatestN(1), keep.BestN(get_metric_fn=_best_by, n=1)]
-        )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                create=create, preservation_policy=policy, best_fn=_best_by
-            ),
-        )
 
     def steps(self) -> list[int]:
-        """The steps there are, ascending."""
-        return sorted(self._manager.all_steps())
+        """The steps there are, ascending, damaged or not."""
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
 
-    def best_step(self) -> int:
-        """The step with the highest `best_by`, the latest of equals."""
-        if not self.steps():
-            raise FileNotFoundError(f"There is no finished checkpoint in {self.directory}.")
-        return self._manager.best_step()
+    def figures(self, step: int) -> dict[str, float]:
+        """The figures saved with a step, "best_by" among them if it was validated.
 
-    def metrics(self, step: int) -> dict[str, float]:
-        """The validation figures saved with a step."""
-        return self._manager.metrics(step)
+        Raises DamagedCheckpoint where they cannot be believed.
+        """
+        return digests.read_record(self._path(step))["figures"]
 
-    def save(self, state: TrainState, data: Any, metrics: Mapping[str, float]) -> None:
-        """Save in the background the state, the Grain iterator as it stands, and figures."""
-        import grain
+    def best_steps(self) -> list[int]:
+        """The validated steps, the best first, the latest of equals before the others."""
+        return _by_merit(self._records()[0])
 
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave({"params": state.params, "state": state.state}),
-                optimizer=ocp.args.StandardSave(state.optimizer),
-                data=grain.checkpoint.CheckpointSave(data),
-            ),
-            metrics=dict(metrics),
+    def save(self, state: TrainState, data: Any, figures: Mapping[str, float]) -> None:
+        """Save in the background the state, the Grain iterator as it stands, and figures.
+
+        Raises OSError if what was saved before could not be written.
+        """
+        self.wait()
+        # Copies, because the next step overwrites the buffers.
+        trees = jax.tree.map(np.array, _trees(state))
+        self._pending = self._writer.submit(
+            self._write, int(state.step), trees, data.get_state(), dict(figures)
         )
 
-    def restore(self, step: int, like: TrainState, data: Any) -> TrainState:
-        """The state of a step, laid out as `like`; sets the Grain iterator to where it stood."""
-        import grain
+    def restore(self, like: TrainState, data: Any) -> TrainState:
+        """The latest state that is not damaged, laid out as `like`; sets the Grain iterator to it.
 
-        model = {"params": like.params, "state": like.state}
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(model),
-                optimizer=ocp.args.StandardRestore(like.optimizer),
-                data=grain.checkpoint.CheckpointRestore(data),
-            ),
+        Damaged steps after it are set aside as <step>.damaged, with a warning.
+
+        Raises:
+          DamagedCheckpoint: there are steps, and all are damaged.
+          ValueError: the checkpoints belong to other settings or another model.
+        """
+        damaged = {}
+        for step in reversed(self.steps()):
+            try:
+                trees, position = self._read(step, _trees(like))
+            except DamagedCheckpoint as error:
+                damaged[step] = error
+                continue
+            for later, why in damaged.items():
+                aside = self._path(later).with_name(f"{later}{_DAMAGED}")
+                shutil.rmtree(aside, ignore_errors=True)
+                self._path(later).rename(aside)
+                warnings.warn(f"{why}: continuing from step {step}.", stacklevel=2)
+            data.set_state(position)
+            restored = jax.tree.map(_place, trees, _trees(like))
+            number = jax.device_put(np.int32(step), like.step.sharding)
+            return TrainState(number, **restored["model"], optimizer=restored["optimizer"])
+        raise DamagedCheckpoint(
+            f"No checkpoint in {self.directory} can be used ("
+            f"{'; '.join(map(str, damaged.values())) or 'there is none'}): start anew."
         )
-        number = jax.device_put(np.int32(step), like.step.sharding)
-        return TrainState(number, **restored["model"], optimizer=restored["optimizer"])
 
     def restore_model(self, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
-        """(params, state) of a step, for arrays or shapes like these."""
+        """(params, state) of a step, for arrays or shapes like these; on no particular device.
+
+        Raises FileNotFoundError where there is no such step, DamagedCheckpoint where it is damaged,
+        ValueError where it belongs to other settings or another model.
+        """
         if step not in self.steps():
             raise FileNotFoundError(
                 f"There is no checkpoint of step {step} in {self.directory}, but of {self.steps()}."
             )
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever saved it
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            {"params": like[0], "state": like[1]},
-        )
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
-        )
-        # Committed to no device, so that the caller can use them with arrays on any.
-        model = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), restored["model"])
+        like_model = {"params": like[0], "state": like[1]}
+        model = jax.tree.map(jnp.asarray, self._read(step, {"model": like_model})[0]["model"])
         return model["params"], model["state"]
 
+    def restore_best(self, like: tuple[Any, Any]) -> tuple[Any, Any]:
+        """(params, state) of the best step that is not damaged; with a warning if others are.
+
+        Raises FileNotFoundError where no step is finished, DamagedCheckpoint where only the one
+        before training is left.
+        """
+        records, damaged = self._records()
+        errors = list(damaged.values())
+        for step in _by_merit(records):
+            if errors and step == 0:
+                break
+            try:
+                restored = self.restore_model(step, like)
+            except DamagedCheckpoint as error:
+                errors.append(error)
+                continue
+            if errors:
+                why = "; ".join(map(str, errors))
+                warnings.warn(f"{why}: step {step} is used instead.", stacklevel=2)
+            return restored
+        if not errors:
+            raise FileNotFoundError(f"There is no finished checkpoint in {self.directory}.")
+        why = "; ".join(map(str, errors))
+        raise DamagedCheckpoint(f"{why}, and no other trained step is left.")
+
     def wait(self) -> None:
-        """Return once everything is on disk."""
-        self._manager.wait_until_finished()
+        """Return once everything is on disk; OSError if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
         """Wait, and let go of the directory."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def _path(self, step):
+        return self.directory / str(step)
+
+    def _write(self, step, trees, position, figures):
+        unfinished = self.directory / f"{step}{_UNFINISHED}"
+        record = {
+            "step": step,
+            "fingerprint": self._fingerprint,
+            "figures": figures,
+            "leaves": digests.of_leaves(trees),
+        }
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                checkpointer.save(
+                    unfinished,
+                    args=ocp.args.Composite(
+                        data=ocp.args.JsonSave(position),
+                        **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+                    ),
+                    force=True,
+                )
+            digests.write_record(unfinished, {**record, "files": digests.of_files(unfinished)})
+            self._remove([step])  # saved before, without a validation
+            unfinished.rename(self._path(step))
+            self._remove(self._superseded())
+        except Exception as error:  # tensorstore has many
+            for path in self.directory.glob(f"{step}{_UNFINISHED}*"):
+                shutil.rmtree(path, ignore_errors=True)
+            last = self.steps()[-1:] or "none"
+            raise OSError(
+                f"The checkpoint of step {step} could not be written to {self.directory}: make "
+                f"room, then go on with --resume from the last good one, step {last[0]} "
+                f"({_first_sentence(error)})."
+            ) from error
+
+    def _records(self):
+        """What is on record of each step; and of those without a record, what is wrong."""
+        records, damaged = {}, {}
+        for step in self.steps():
+            try:
+                records[step] = digests.read_record(self._path(step))
+            except DamagedCheckpoint as error:
+                damaged[step] = error
+        return records, damaged
+
+    def _superseded(self):
+        records, _ = self._records()
+        validated = _by_merit(records)
+        # A run that was stopped between two validations saved a step that no other run has.
+        stops = set(records) - set(validated) - {max(records)}
+        kept = {0, *validated[:1], *sorted(set(records) - stops)[-2:]}
+        return sorted(set(records) - kept)
+
+    def _remove(self, steps):
+        for step in steps:
+            if self._path(step).exists():
+                # Under its own name half of it could pass for a checkpoint.
+                removed = self._path(step).with_name(f"{step}{_REMOVED}")
+                self._path(step).rename(removed)
+                shutil.rmtree(removed)
+
+    def _read(self, step, like):
+        """The items of a step that `like` names, as NumPy arrays, and the data's position."""
+        directory = self._path(step)
+        record = digests.read_record(directory)
+        digests.check_files(directory, record["files"])
+        if record["fingerprint"] != self._fingerprint:
+            raise ValueError(
+                f"{directory} belongs to a run with other settings than those asked for: it has "
+                f"the fingerprint {record['fingerprint']}, not {self._fingerprint}."
+            )
+        expected = {p: d for p, d in record["leaves"].items() if p.partition("/")[0] in like}
+        digests.check_kinds(directory, like, expected)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                restored = checkpointer.restore(
+                    directory, args=ocp.args.Composite(data=ocp.args.JsonRestore(), **items)
+                )
+        except Exception as error:  # tensorstore has many
+            raise DamagedCheckpoint(
+                f"{directory} cannot be read ({_first_sentence(error)})"
+            ) from error
+        trees = {name: jax.tree.map(np.asarray, restored[name]) for name in like}
+        digests.check_leaves(directory, trees, expected)
+        return trees, restored["data"]
 
 
-def _best_by(metrics):
-    return metrics["best_by"]
+def _trees(state: TrainState) -> dict[str, Any]:
+    return {"model": {"params": state.params, "state": state.state}, "optimizer": state.optimizer}
+
+
+def _by_merit(records):
+    found = [(r["figures"]["best_by"], s) for s, r in records.items() if "best_by" in r["figures"]]
+    return [step for _, step in sorted(found, reverse=True)]
+
+
+def _place(x, like):
+    return jax.device_put(x, like.sharding)
+
+
+def _first_sentence(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__

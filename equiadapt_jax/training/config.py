@@ -200,25 +200,36 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
+# Images are known by their content, not by their place.
 _WITHOUT_EFFECT = (
-    "data.data_dir", "pretrain.directory", "logging.every", "logging.tensorboard", "logging.wandb",
+    "name", "data.root", "data.data_dir", "pretrain.directory", "logging.every",
+    "logging.tensorboard", "logging.wandb",
 )  # fmt: skip
 
 
 def fingerprint(*parts: Any) -> str:
-    """Eight hexadecimal digits that change with any of the given settings."""
-    text = json.dumps(parts, default=dataclasses.asdict, sort_keys=True)
+    """Eight hexadecimal digits that change with any of the given settings, not with their place."""
+
+    def whole(part):
+        return _with_effect(part) if isinstance(part, Config) else dataclasses.asdict(part)
+
+    text = json.dumps(parts, default=whole, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """`field: old → new` for all that differ and can change a result."""
-    before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
+    before, after = _with_effect(old), _with_effect(new)
     return [
         f"{name}: {before.get(name)!r} → {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and name not in _WITHOUT_EFFECT
+        if before.get(name) != after.get(name)
     ]
+
+
+def _with_effect(config):
+    flat = _flatten(dataclasses.asdict(config))
+    return {name: value for name, value in flat.items() if name not in _WITHOUT_EFFECT}
 
 
 def _flatten(tree, prefix=""):

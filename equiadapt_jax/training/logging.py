@@ -10,13 +10,15 @@ from equiadapt_jax.training.config import Logging
 class MetricsLog:
     """Writes one JSON line per logged step, `{"step": 20, "train/loss": 1.2, …}`.
 
-    An existing file is continued: its lines up to `after` are kept, later ones dropped.
+    An existing file is continued: its lines up to `after` are kept, later ones dropped, and a step
+    that has its line already gets no second one.
     """
 
     def __init__(self, workdir: Path, settings: Logging, *, after: int = 0, name: str = ""):
         path = workdir / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= after]
-        path.write_text("".join(kept))
+        write_whole(path, "".join(kept))
+        self._last = json.loads(kept[-1])["step"] if kept else -1
         self._file = path.open("a")
         self._tensorboard, self._wandb = None, None
         if settings.tensorboard:
@@ -27,6 +29,8 @@ class MetricsLog:
 
     def __call__(self, step: int, figures: Mapping[str, float]) -> None:
         """Write the figures of a step."""
+        if step <= self._last:
+            return
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         if self._tensorboard:
@@ -49,6 +53,13 @@ def _lines(path):
         return []
     # A line without its end was being written when the run was killed.
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that under its name there is the old text or the new, never a part."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def _import(module, extra):

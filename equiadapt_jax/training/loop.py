@@ -1,9 +1,10 @@
 """The training loop: steps, logged lines, validation, checkpoints, a progress bar."""
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,44 @@ from tqdm import tqdm
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.config import Logging
 from equiadapt_jax.training.step import TrainState, place_batch
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, and left all that it needs to be continued."""
+
+
+class Stop:
+    """A request to stop, made from a signal handler.
+
+    Training heeds it after the step or the batch at hand, and saves; elsewhere there is nothing to
+    save, and `request` raises `Stopped` itself.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._training = False
+
+    def request(self, *_: Any) -> None:
+        """Ask for it; takes a signal handler's arguments."""
+        self.requested = True
+        if not self._training:
+            raise Stopped("Stopped; nothing was being trained.")
+
+    @contextlib.contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Where `request` only leaves word, which `check` finds."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+
+    def checked(self, batches: Iterable) -> Iterator:
+        """The same batches, until stopping is asked for."""
+        for batch in batches:
+            if self.requested:
+                raise Stopped
+            yield batch
 
 
 def fit(
@@ -26,46 +65,66 @@ def fit(
     log: Callable[[int, Mapping[str, float]], None],
     settings: Logging,
     title: str,
+    stop: Stop,
 ) -> TrainState:
     """Train from `state.step` up to `steps`, saving a checkpoint at each validation.
 
     Figures leave the device only where they are logged. A checkpoint is written only after a look
     at loss, gradient, the parameters' norm and the validation, so nothing that is not finite is
-    ever saved.
-
-    With each checkpoint go the "seconds" the run has taken up to it, over all its sessions.
+    ever saved. With each go the "seconds" the run has taken up to it, over all its sessions.
 
     Raises:
       FloatingPointError: a figure is not finite.
+      Stopped: it was asked for; the step that was reached is saved.
     """
-    start = int(state.step)
-    earlier = checkpoints.metrics(start)["seconds"] if start else 0.0
-    began = time.monotonic()
+    number = int(state.step)
+    saved = checkpoints.figures(number) if number in checkpoints.steps() else {}
+    earlier, began = saved.get("seconds", 0.0), time.monotonic()
+    kept = number if saved else None
 
-    def save(state, validation):
+    def due(number):
+        return number % settings.evaluate_every == 0 or number == steps
+
+    def save(figures):
+        nonlocal kept
+        kept = number
         seconds = earlier + time.monotonic() - began
-        checkpoints.save(state, batches, {**validation, "seconds": seconds})
+        checkpoints.save(state, batches, {**figures, "seconds": seconds})
 
-    if start == 0:
-        save(state, validate(state))
-    with _progress(title, start, steps) as bar:
-        for number in range(start + 1, steps + 1):
+    def validated(figures):
+        try:
+            validation = validate(state)
+        except Stopped:
+            save(figures)  # to be validated when the run is continued
+            raise
+        best_by = validation.pop("best_by")
+        figures = {**figures, **{f"validation/{n}": v for n, v in validation.items()}}
+        _check_finite(figures, number, checkpoints)
+        # Logged before it is saved: a resumed run drops lines after its checkpoint, and can not
+        # make up for one that is missing before it.
+        log(number, figures)
+        save({**figures, "best_by": best_by})
+
+    if due(number) and "best_by" not in saved:
+        validated({name: v for name, v in saved.items() if name.startswith("train/")})
+    with _progress(title, number, steps) as bar:
+        while number < steps:
+            if stop.requested:
+                if kept != number:
+                    save({})
+                raise Stopped
             state, metrics = step(state, place_batch(next(batches)), key)
-            evaluate = number % settings.evaluate_every == 0 or number == steps
-            if number % settings.every and not evaluate:
+            number += 1
+            if number % settings.every and not due(number):
                 continue
             figures = {f"train/{n}": float(v) for n, v in jax.device_get(metrics).items()}
             _check_finite(figures, number, checkpoints)
             bar.set_postfix(loss=f"{figures['train/loss']:.4g}", refresh=False)
             bar.update(number - bar.n)
-            validation = validate(state) if evaluate else {}
-            figures |= {f"validation/{name}": v for name, v in validation.items()}
-            _check_finite(figures, number, checkpoints)
-            # Logged before it is saved: a resumed run drops lines after its checkpoint, and can
-            # not make up for one that is missing before it.
-            log(number, figures)
-            if evaluate:
-                save(state, validation)
+            if due(number):
+                validated(figures)
+            else:
+                log(number, figures)
     return state
 
 
@@ -81,8 +140,10 @@ def _progress(title, start, steps):
 def _check_finite(figures, step, checkpoints):
     for name, value in figures.items():
         if not math.isfinite(value):
+            checkpoints.wait()
+            good = [f"step {number}" for number in checkpoints.steps()] or ["none"]
             raise FloatingPointError(
                 f"{name} is {value} at step {step}: training stopped, the last good checkpoint is "
-                f"step {checkpoints.steps()[-1]} in {checkpoints.directory}; lower the learning "
-                "rates or look at the data."
+                f"{good[-1]} in {checkpoints.directory}; lower the learning rates or look at the "
+                "data."
             )

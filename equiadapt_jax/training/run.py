@@ -1,12 +1,10 @@
 """A run: pretrain the predictor if none is kept, adapt it, leave a workdir behind."""
 
 import dataclasses
-import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +14,33 @@ from equiadapt_jax.data import Dataset, evaluation_batches, open_dataset, traini
 from equiadapt_jax.evaluation.orbits import GroupTurns, figures, make_evaluator
 from equiadapt_jax.groups import Cyclic
 from equiadapt_jax.training import objective
-from equiadapt_jax.training.build import build_model, build_prior, turns_inputs
+from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
 from equiadapt_jax.training.checkpoints import Checkpoints
-from equiadapt_jax.training.config import Config, differences, fingerprint, from_dict
+from equiadapt_jax.training.config import Config, fingerprint
+from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.logging import MetricsLog
-from equiadapt_jax.training.loop import fit
+from equiadapt_jax.training.loop import Stop, Stopped, fit
 from equiadapt_jax.training.step import create_state, make_optimizer, make_step
+from equiadapt_jax.training.workdir import describe, mark, open_workdir
 
-_FILES = (
-    "config.json", "metrics.jsonl", "metrics.json", "checkpoints", "pretraining", "eval"
-)  # fmt: skip
+
+class _Run(NamedTuple):
+    """What both stages of a run work on."""
+
+    config: Config
+    model: Adapted
+    dataset: Dataset
+    shape: tuple[int, ...]
+    stop: Stop
 
 
 def train(
-    config: Config, workdir: str | os.PathLike, *, resume: bool = False, overwrite: bool = False
+    config: Config,
+    workdir: str | os.PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    stop: Stop | None = None,
 ) -> dict[str, float]:
     """Make what `config` describes and leave it in `workdir`; returns the run's own figures.
 
@@ -38,22 +49,27 @@ def train(
       workdir: a directory that is new, or holds a run with the same settings to `resume`.
       resume: continue from the latest checkpoint, or start where there is none.
       overwrite: remove the run that is there first.
+      stop: how to ask for an early end, after which the run can be continued.
 
     Raises:
       ValueError, TypeError, FileNotFoundError: settings, data or a workdir that cannot be used;
         found before anything is written, removed or trained.
       FloatingPointError: training diverged.
+      OSError: a file could not be written.
+      Stopped: `stop` asked for it.
     """
     workdir = Path(workdir)
     dataset = open_dataset(config.data.name, root=config.data.root, data_dir=config.data.data_dir)
+    config = resolve(config)
     model = build_model(config, len(dataset.classes))
     shape = _check(config, model, dataset)
-    _open_workdir(config, dataset, shape, workdir, resume, overwrite)
-    checkpoints = Checkpoints(workdir / "checkpoints", create=True)
-    started = bool(checkpoints.steps())
-    checkpoints.close()
-    predictor = None if started else _pretrain(config, model, dataset, shape, workdir)
-    seconds = _adapt(config, model, dataset, shape, workdir, predictor)
+    facts = describe(dataset, shape)
+    open_workdir(config, facts, workdir, resume=resume, overwrite=overwrite)
+    run = _Run(config, model, dataset, shape, stop or Stop())
+    begun = workdir / "checkpoints"
+    started = begun.is_dir() and bool(Checkpoints(begun, mark(config, facts)).steps())
+    predictor = None if started else _pretrain(run, workdir)
+    seconds = _adapt(run, workdir, mark(config, facts), predictor)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     return {
         "scorer/parameters": sum(x.size for x in jax.tree.leaves(params["scorer"])),
@@ -105,115 +121,86 @@ def _check(config: Config, model: Adapted, dataset: Dataset) -> tuple[int, ...]:
     return shape
 
 
-def read_config(workdir: str | os.PathLike) -> tuple[Config, Mapping[str, Any]]:
-    """The settings of the run in `workdir`, and of its data the `classes` and the image `shape`."""
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{workdir} holds no run (no config.json): train one first.")
-    values = json.loads(path.read_text())
-    dataset = values.pop("dataset")
-    return from_dict(values), dataset
-
-
-def _open_workdir(config, dataset, shape, workdir, resume, overwrite):
-    """Refuse a workdir that holds something else, and leave config.json in one that does not."""
-    if overwrite:
-        for name in _FILES:
-            path = workdir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if (workdir / "config.json").is_file():
-        different = differences(read_config(workdir)[0], config)
-        if read_config(workdir)[1] != _facts(dataset, shape):
-            different.append("data: the images are others")
-        if different:
-            raise ValueError(
-                f"{workdir} holds a run with other settings ({'; '.join(different)}): choose "
-                "another --workdir, or replace it with --overwrite."
-            )
-        if not resume:
-            raise ValueError(
-                f"{workdir} holds a run with these settings: continue it with --resume, replace it "
-                "with --overwrite, or choose another --workdir."
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    values = {**dataclasses.asdict(config), "dataset": _facts(dataset, shape)}
-    text = json.dumps(values, indent=2)
-    unfinished = workdir / "config.json.tmp"
-    unfinished.write_text(text + "\n")
-    unfinished.replace(workdir / "config.json")
-
-
-def _facts(dataset, shape):
-    """What is known of the data, enough to rebuild the model without it."""
-    return {
-        "classes": list(dataset.classes), "shape": list(shape), "version": dataset.version
-    }  # fmt: skip
-
-
-def _pretrain(config: Config, model: Adapted, dataset: Dataset, shape, workdir: Path):
+def _pretrain(run: "_Run", workdir: Path):
     """(params, state) of the predictor trained on upright images, by this run or an earlier one."""
-    settings = config.pretrain
+    config, model, settings = run.config, run.model, run.config.pretrain
     key = jax.random.key(config.seed)
-    predictor = model.predictor.init(key, model.prepare(jnp.zeros((1, *shape))))
+    predictor = model.predictor.init(key, model.prepare(jnp.zeros((1, *run.shape))))
     if not settings.steps:
         return predictor
-    kept = _pretrained_directory(config, dataset)
+    kept = _pretrained_directory(config, run.dataset)
     params, state = ({"predictor": tree} for tree in predictor)
     if kept.is_dir():
         print(f"Using the {config.predictor.name} pretrained in {kept}.")
     else:
         trainable = dataclasses.replace(model, freeze_predictor=False)
         _fit(
-            config, dataset, workdir / "pretraining", f"pretraining {config.predictor.name}",
-            params=params, state=state,
+            run, workdir / "pretraining", f"pretraining {config.predictor.name}",
+            fingerprint=_pretraining_mark(config, run.dataset), params=params, state=state,
             objective=objective.pretraining(trainable, config.augmentation),
             learning_rates={"predictor": settings.learning_rate},
             steps=settings.steps, batch_size=settings.batch_size,
-            validate=_validation_upright(config, trainable, dataset),
-            key=jax.random.fold_in(key, 1),
+            validate=_validation_upright(run, trainable), key=jax.random.fold_in(key, 1),
         )  # fmt: skip
         _keep(workdir / "pretraining", kept)
-    checkpoints = Checkpoints(kept / "checkpoints")
-    params, state = checkpoints.restore_model(checkpoints.best_step(), (params, state))
-    checkpoints.close()
+    checkpoints = Checkpoints(kept / "checkpoints", _pretraining_mark(config, run.dataset))
+    try:
+        best = checkpoints.best_steps()[0]
+        params, state = checkpoints.restore_model(best, (params, state))
+    except (DamagedCheckpoint, IndexError) as error:
+        raise DamagedCheckpoint(
+            f"The pretrained predictor in {kept} is damaged ({error}): remove that directory, so "
+            "that it is trained anew."
+        ) from error
     return params["predictor"], state["predictor"]
 
 
 def _keep(made: Path, kept: Path) -> None:
     """Move a finished stage to where it is found; what is there is always whole."""
     kept.parent.mkdir(parents=True, exist_ok=True)
-    near = kept.with_name(f"{kept.name}.{os.getpid()}")
-    shutil.move(made, near)
     try:
-        near.rename(kept)
-    except OSError:  # another run was quicker with the same
-        shutil.rmtree(near)
+        made.rename(kept)
+    except OSError:  # it lies on another file system, or another run was quicker with the same
+        near = kept.with_name(f"{kept.name}.{os.getpid()}")
+        shutil.copytree(made, near)
+        try:
+            near.rename(kept)
+        except OSError:
+            shutil.rmtree(near)
+        shutil.rmtree(made)
 
 
 def _pretrained_directory(config: Config, dataset: Dataset) -> Path:
-    """Where the predictor of these settings is kept; all that shapes it is in the name."""
-    mark = fingerprint(
+    """Where the predictor of these settings is kept."""
+    name = config.data.name.replace("/", "-")
+    mark = _pretraining_mark(config, dataset)
+    return Path(config.pretrain.directory) / f"{name}-{config.predictor.name}-{mark}"
+
+
+def _pretraining_mark(config: Config, dataset: Dataset) -> str:
+    """A fingerprint of all that shapes a pretrained predictor."""
+    return fingerprint(
         dataclasses.replace(config.data, data_dir="", root="", test=""), config.predictor,
         config.augmentation, config.optimizer, dataclasses.replace(config.pretrain, directory=""),
         config.dtype, config.seed, config.logging.evaluate_every, dataset.version,
     )  # fmt: skip
-    name = f"{config.data.name.replace('/', '-')}-{config.predictor.name}-{mark}"
-    return Path(config.pretrain.directory) / name
 
 
-def _validation_upright(config: Config, model: Adapted, dataset: Dataset):
+def _validation_upright(run: _Run, model: Adapted):
     evaluate = make_evaluator(vanilla_prediction(model), _UPRIGHT)
 
     def validate(state):
-        batches = _evaluation(config, dataset, config.data.validation)
-        found = figures(evaluate(state.params, state.state, batches), elements=False)
+        batches = _evaluation(run.config, run.dataset, run.config.data.validation)
+        outcome = evaluate(state.params, state.state, run.stop.checked(batches))
+        found = figures(outcome, elements=False)
         return {**found, "best_by": found["accuracy"]}
 
     return validate
 
 
-def _validation_over_orbits(config: Config, model: Adapted, dataset: Dataset):
+def _validation_over_orbits(run: _Run):
     """By group accuracy, or where there are no labels by pose accuracy and with no predictor."""
+    config, model = run.config, run.model
     labels = config.adaptation.mode != "prior"
     predict = adapted_prediction(model) if labels else _scores_only(model)
     turns = GroupTurns(model.group, model.pad, model.fill)
@@ -221,8 +208,9 @@ def _validation_over_orbits(config: Config, model: Adapted, dataset: Dataset):
     evaluate = make_evaluator(predict, turns, model.group, modes)
 
     def validate(state):
-        batches = _evaluation(config, dataset, config.data.validation)
-        found = figures(evaluate(state.params, state.state, batches), elements=False)
+        batches = _evaluation(config, run.dataset, config.data.validation)
+        outcome = evaluate(state.params, state.state, run.stop.checked(batches))
+        found = figures(outcome, elements=False)
         if not labels:
             found = {name: found[name] for name in ("identity_rate", "pose_accuracy")}
         return {**found, "best_by": found["group_accuracy" if labels else "pose_accuracy"]}
@@ -230,57 +218,62 @@ def _validation_over_orbits(config: Config, model: Adapted, dataset: Dataset):
     return validate
 
 
-def _adapt(
-    config: Config, model: Adapted, dataset: Dataset, shape, workdir: Path, predictor
-) -> float:
+def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
     """Train the scorer, and in joint mode the predictor with it; returns the seconds it took."""
-    settings = config.adaptation
+    config, model, settings = run.config, run.model, run.config.adaptation
     key = jax.random.key(config.seed)
-    params, state = model.init(key, jnp.zeros((1, *shape)), predictor=predictor)
+    params, state = model.init(key, jnp.zeros((1, *run.shape)), predictor=predictor)
     rates = {"scorer": settings.scorer_learning_rate}
     if settings.mode == "joint":
         rates["predictor"] = settings.predictor_learning_rate
     return _fit(
-        config, dataset, workdir, f"adapting to {model.group}", params=params, state=state,
+        run, workdir, f"adapting to {model.group}", fingerprint=fingerprint, params=params,
+        state=state,
         objective=objective.adaptation(
             model, build_prior(config.prior, model.group), prior_weight=settings.prior_weight,
             augmentation=config.augmentation, turn_inputs=turns_inputs(config),
             labels=settings.mode != "prior",
         ),
         learning_rates=rates, steps=settings.steps, batch_size=settings.batch_size,
-        validate=_validation_over_orbits(config, model, dataset), key=jax.random.fold_in(key, 2),
+        validate=_validation_over_orbits(run), key=jax.random.fold_in(key, 2),
     )  # fmt: skip
 
 
 def _fit(
-    config, dataset, workdir, title, *, params, state, objective, learning_rates, steps, batch_size,
-    validate, key,
+    run, workdir, title, *, fingerprint, params, state, objective, learning_rates, steps,
+    batch_size, validate, key,
 ) -> float:  # fmt: skip
     """Train one stage in its directory, from its latest checkpoint if there is one; its seconds."""
+    config = run.config
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir / "checkpoints", create=True)
+    checkpoints = Checkpoints(workdir / "checkpoints", fingerprint, create=True)
     optimizer = make_optimizer(config.optimizer, learning_rates, steps)
     train_state = create_state(params, state, optimizer, tuple(learning_rates))
     batches = training_batches(
-        dataset.source(config.data.train), size=config.data.size, how=config.data.fit,
+        run.dataset.source(config.data.train), size=config.data.size, how=config.data.fit,
         batch_size=batch_size, seed=config.seed,
     )  # fmt: skip
     if checkpoints.steps():
-        train_state = checkpoints.restore(checkpoints.steps()[-1], train_state, batches)
-    start = int(train_state.step)
-    log = MetricsLog(workdir, config.logging, after=start, name=workdir.name)
+        train_state = checkpoints.restore(train_state, batches)
+    log = MetricsLog(workdir, config.logging, after=int(train_state.step), name=workdir.name)
     try:
-        fit(
-            make_step(objective, optimizer, tuple(learning_rates)), train_state, batches,
-            steps=steps, key=key, validate=validate, checkpoints=checkpoints, log=log,
-            settings=config.logging, title=title,
-        )  # fmt: skip
+        with run.stop.heeded():
+            fit(
+                make_step(objective, optimizer, tuple(learning_rates)), train_state, batches,
+                steps=steps, key=key, validate=validate, checkpoints=checkpoints, log=log,
+                settings=config.logging, title=title, stop=run.stop,
+            )  # fmt: skip
+            checkpoints.wait()
+    except Stopped:
+        checkpoints.wait()
+        last = checkpoints.steps()[-1]
+        raise Stopped(f"Stopped {title} after step {last}, which is saved.") from None
     finally:
         log.close()
-        checkpoints.wait()
-    seconds = checkpoints.metrics(steps)["seconds"]
-    checkpoints.close()
-    return seconds
+        checkpoints.close()
+    if run.stop.requested:
+        raise Stopped(f"Stopped after {title}, which is saved.")
+    return checkpoints.figures(steps)["seconds"]
 
 
 def adapted_prediction(model: Adapted):
