@@ -4,9 +4,14 @@ Any setting can be changed on the way: --config.group=cyclic8 --config.adaptatio
 --explain prints them all with their meaning; --config.adaptation=help those of one section.
 """
 
-from pathlib import Path
+import signal
+import sys
 
-from absl import flags
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # imports take seconds; then see below
+
+from pathlib import Path  # noqa: E402
+
+from absl import flags  # noqa: E402
 
 from equiadapt_jax import command_line, runs
 from equiadapt_jax.training import config as settings

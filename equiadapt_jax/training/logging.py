@@ -31,8 +31,14 @@ class MetricsLog:
         """Write the figures of a step."""
         if step <= self._last:
             return
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._file.name} could not be continued at step {step}: {error.strerror}; make "
+                "room, then go on with --resume."
+            ) from error
         if self._tensorboard:
             for name, value in figures.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -58,8 +64,12 @@ def _lines(path):
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that under its name there is the old text or the new, never a part."""
     unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: {error.strerror}.") from error
 
 
 def _import(module, extra):
