@@ -4,14 +4,15 @@ Any setting can be changed on the way: --config.group=cyclic8 --config.adaptatio
 --explain prints them all with their meaning; --config.adaptation=help those of one section.
 """
 
+import os
 import signal
-import sys
 
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # imports take seconds; then see below
+# While imports take their seconds; an exception could be lost in them. See main for later.
+signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-from absl import flags  # noqa: E402
+from absl import flags
 
 from equiadapt_jax import command_line, runs
 from equiadapt_jax.training import config as settings

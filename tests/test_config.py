@@ -1,8 +1,6 @@
 """Settings: what is refused, what is kept, and that every shipped configuration builds."""
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +9,7 @@ import pytest
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import objective
 from equiadapt_jax.training.build import build_model, build_prior, turns_inputs
-
-SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-
-
-def shipped(path: Path, variant: str = "") -> settings.Config:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return settings.from_dict(module.get_config(variant).to_dict())
+from tests.tiny_runs import SHIPPED, shipped
 
 
 def all_fields(cls=settings.Config):

@@ -3,11 +3,7 @@
 import csv
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,89 +14,16 @@ from PIL import Image
 import equiadapt_jax as ea
 from equiadapt_jax import runs
 from equiadapt_jax.training import config as settings
-from equiadapt_jax.training import loop, objective, run
+from equiadapt_jax.training import objective, run
 from equiadapt_jax.training.build import build_model
 from equiadapt_jax.training.step import create_state, make_optimizer, make_step, place_batch
 from equiadapt_jax.training.workdir import read_config
-from tests.test_config import SHIPPED, shipped
-
-ROOT = Path(__file__).parents[1]
-
-
-def command(*arguments, **environment):
-    """A command as a user would type it; its exit code, output and errors."""
-    environment = {name: str(value) for name, value in environment.items()}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, timeout=300, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """An image folder: two classes of noise, bright above or below."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 5)):
-        for name, rows in (("above", slice(0, 10)), ("below", slice(10, 20))):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 100, (20, 20, 3), dtype=np.uint8)
-                pixels[rows] += 100
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="session")
-def places(tmp_path_factory) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("runs")
-    return {"pretrained": base / "pretrained", "data": base / "data", "runs": base}
-
-
-@pytest.fixture(scope="session")
-def tiny(places, folder):
-    """`tiny("digits_vit", seed=1)`: the tiny variant of a configuration, in temporary places."""
-
-    def make(name="digits_vit", mode="joint", **changes):
-        config = shipped(ROOT / "configs" / f"{name}.py", "tiny")
-        root = str(folder) if config.data.name == "image_folder" else ""
-        data = dataclasses.replace(config.data, root=root, data_dir=str(places["data"]), size=24)
-        return dataclasses.replace(
-            config,
-            data=data,
-            pretrain=dataclasses.replace(config.pretrain, directory=str(places["pretrained"])),
-            adaptation=dataclasses.replace(config.adaptation, mode=mode),
-            **changes,
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def finished(tiny, places) -> Path:
-    """The workdir of a tiny run on digits, two steps of joint adaptation."""
-    workdir = places["runs"] / "finished"
-    run.train(tiny(), workdir)
-    return workdir
+from tests.tiny_runs import SHIPPED, assert_same, command, leaves
 
 
 def per_image(path):
     with path.open() as file:
         return list(csv.DictReader(file))
-
-
-def leaves(tree):
-    return {
-        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(tree)
-    }
-
-
-def assert_same(one, other):
-    one, other = leaves(one), leaves(other)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 def test_commands_agree_to_the_last_digit(places):
@@ -220,56 +143,6 @@ def test_a_frozen_predictor_stays_to_the_bit(mode, tiny, tmp_path):
         )
     ]
     assert all(changed)
-
-
-def interrupt(monkeypatch, after):
-    """Stop training as Ctrl-C would, after so many steps."""
-    place, calls = loop.place_batch, []
-
-    def stop(batch):
-        calls.append(batch)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        return place(batch)
-
-    monkeypatch.setattr(loop, "place_batch", stop)
-
-
-def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tiny, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt(patch, after=1)
-        with pytest.raises(KeyboardInterrupt):
-            run.train(tiny(), tmp_path / "run")
-    with pytest.raises(ValueError, match="continue it with --resume, replace it with --overwrite"):
-        run.train(tiny(), tmp_path / "run")
-    run.train(tiny(), tmp_path / "run", resume=True)
-    assert_same(ea.load(tmp_path / "run", step=2)[:2], ea.load(finished, step=2)[:2])
-    lines = [(path / "metrics.jsonl").read_text() for path in (tmp_path / "run", finished)]
-    assert lines[0] == lines[1]
-
-
-def test_the_pretrained_predictor_is_kept_and_found(finished, tiny, places, monkeypatch, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in places["pretrained"].rglob("*")}
-    interrupt(monkeypatch, after=0)  # the first step of all is already one of adaptation
-    with pytest.raises(KeyboardInterrupt):
-        run.train(tiny(group="cyclic8"), tmp_path / "run")
-    checkpoints = {p: t for p, t in before.items() if "checkpoints" in p.parts and p.is_file()}
-    assert checkpoints
-    assert all(path.stat().st_mtime_ns == time for path, time in checkpoints.items())
-    assert (tmp_path / "run" / "checkpoints" / "0").exists()
-
-
-def test_resuming_a_finished_run_changes_nothing(finished, tiny, places, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    log = (finished / "metrics.jsonl").read_text()
-    once = run.train(tiny(), tmp_path / "run", resume=True)
-    elsewhere = dataclasses.replace(tiny().pretrain, directory=str(tmp_path / "empty"))
-    twice = run.train(
-        dataclasses.replace(tiny(), pretrain=elsewhere), tmp_path / "run", resume=True
-    )
-    assert once == twice
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
-    assert not (tmp_path / "empty").exists()
 
 
 def test_bad_settings_are_found_before_anything_is_removed(finished, tiny, tmp_path):

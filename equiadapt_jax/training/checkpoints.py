@@ -59,7 +59,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps there are, ascending, damaged or not."""
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+        paths = (p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir())
+        return sorted(int(path.name) for path in paths)
 
     def figures(self, step: int) -> dict[str, float]:
         """The figures saved with a step, "best_by" among them if it was validated.

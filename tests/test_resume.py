@@ -1,0 +1,280 @@
+"""Runs that are interrupted, and continued as if they had not been."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import equiadapt_jax as ea
+from equiadapt_jax.training import config as settings
+from equiadapt_jax.training import loop, run
+from equiadapt_jax.training.checkpoints import Checkpoints
+from equiadapt_jax.training.digests import DamagedCheckpoint
+from equiadapt_jax.training.logging import MetricsLog
+from equiadapt_jax.training.loop import Stop, Stopped
+from equiadapt_jax.training.workdir import read_config, read_environment
+from tests.tiny_runs import ROOT, assert_same
+
+
+def interrupt(monkeypatch, after):
+    """Stop training as Ctrl-C would, after so many steps."""
+    place, calls = loop.place_batch, []
+
+    def stop(batch):
+        calls.append(batch)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return place(batch)
+
+    monkeypatch.setattr(loop, "place_batch", stop)
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=1)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(tiny(), tmp_path / "run")
+    with pytest.raises(ValueError, match="continue it with --resume, replace it with --overwrite"):
+        run.train(tiny(), tmp_path / "run")
+    run.train(tiny(), tmp_path / "run", resume=True)
+    assert_same(ea.load(tmp_path / "run", step=2)[:2], ea.load(finished, step=2)[:2])
+    lines = [(path / "metrics.jsonl").read_text() for path in (tmp_path / "run", finished)]
+    assert lines[0] == lines[1]
+
+
+def test_the_pretrained_predictor_is_kept_and_found(finished, tiny, places, monkeypatch, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in places["pretrained"].rglob("*")}
+    interrupt(monkeypatch, after=0)  # the first step of all is already one of adaptation
+    with pytest.raises(KeyboardInterrupt):
+        run.train(tiny(group="cyclic8"), tmp_path / "run")
+    checkpoints = {p: t for p, t in before.items() if "checkpoints" in p.parts and p.is_file()}
+    assert checkpoints
+    assert all(path.stat().st_mtime_ns == time for path, time in checkpoints.items())
+    assert (tmp_path / "run" / "checkpoints" / "0").exists()
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, tiny, places, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    log = (finished / "metrics.jsonl").read_text()
+    once = run.train(tiny(), tmp_path / "run", resume=True)
+    elsewhere = dataclasses.replace(tiny().pretrain, directory=str(tmp_path / "empty"))
+    twice = run.train(
+        dataclasses.replace(tiny(), pretrain=elsewhere), tmp_path / "run", resume=True
+    )
+    assert once == twice
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.fixture(scope="module")
+def longer(tiny):
+    """Four steps of either stage, validated after every second."""
+    config = tiny()
+    return dataclasses.replace(
+        config,
+        pretrain=dataclasses.replace(config.pretrain, steps=4),
+        adaptation=dataclasses.replace(config.adaptation, steps=4),
+        logging=settings.Logging(every=1, evaluate_every=2),
+    )
+
+
+def placed(config, directory):
+    """The same run with a pretrained predictor of its own."""
+    pretrain = dataclasses.replace(config.pretrain, directory=str(directory / "pretrained"))
+    return dataclasses.replace(config, pretrain=pretrain)
+
+
+@pytest.fixture(scope="module")
+def whole(longer, tmp_path_factory):
+    """The workdir of such a run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    run.train(placed(longer, directory), directory / "run")
+    return directory / "run"
+
+
+def request_after(monkeypatch, stop, batches, validations):
+    """Ask to stop once so many training batches and validations have begun."""
+    seen = {"place_batch": 0, "checked": 0}
+    place, checked = loop.place_batch, stop.checked
+
+    def count(name, limit):
+        seen[name] += 1
+        if seen[name] == limit:
+            stop.request()
+
+    def counted_place(batch):
+        count("place_batch", batches)
+        return place(batch)
+
+    def counted_checked(batches):
+        count("checked", validations)
+        return checked(batches)
+
+    monkeypatch.setattr(loop, "place_batch", counted_place)
+    monkeypatch.setattr(stop, "checked", counted_checked)
+
+
+@pytest.mark.parametrize(
+    ("batches", "validations", "stage", "step"),
+    [
+        (0, 1, "pretraining vit", 0),  # while the untrained predictor is validated
+        (3, 0, "pretraining vit", 3),
+        (4, 0, "pretraining vit", 4),  # the last validation is left undone
+        (0, 5, "adapting to cyclic4", 2),
+        (7, 0, "adapting to cyclic4", 3),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    batches, validations, stage, step, longer, whole, tmp_path, monkeypatch
+):
+    stopped = placed(longer, tmp_path)
+    with monkeypatch.context() as patch:
+        stop = Stop()
+        request_after(patch, stop, batches, validations)
+        with pytest.raises(Stopped, match=f"Stopped {stage} after step {step}, which is saved"):
+            run.train(stopped, tmp_path / "run", stop=stop)
+    run.train(stopped, tmp_path / "run", resume=True)
+    ends = [whole, tmp_path / "run"]
+    assert_same(*(ea.load(end, step=4)[:2] for end in ends))
+    assert_same(*(ea.load(end)[:2] for end in ends))
+    assert len({(end / "metrics.jsonl").read_text() for end in ends}) == 1
+    kept = [sorted(path.name for path in (end / "checkpoints").iterdir()) for end in ends]
+    assert kept[0] == kept[1] == ["0", "2", "4"]
+    records = [
+        json.loads((end / "checkpoints" / "4" / "checkpoint.json").read_text()) for end in ends
+    ]
+    assert records[0]["leaves"] == records[1]["leaves"]
+
+
+def test_a_request_outside_training_ends_at_once_with_all_saved(finished, tiny, tmp_path):
+    stop = Stop()
+    with pytest.raises(Stopped, match="nothing was being trained"):
+        stop.request()
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(Stopped, match="Stopped after adapting to cyclic4, which is saved"):
+        run.train(tiny(), tmp_path / "run", resume=True, stop=stop)
+
+
+@pytest.mark.parametrize("wait", ["import", "training"])
+def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
+    workdir = tmp_path / "run"
+    command = [
+        sys.executable, "train.py", "--config=configs/digits_vit.py:tiny", f"--workdir={workdir}",
+        f"--config.data.data_dir={places['data']}", f"--config.pretrain.directory={tmp_path}",
+        "--config.pretrain.steps=0", "--config.adaptation.steps=1000000",
+        "--config.logging.evaluate_every=1000000",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    lines = workdir / "metrics.jsonl"
+    while wait == "training" and time.monotonic() < deadline:
+        if lines.exists() and len(lines.read_text().splitlines()) > 3:
+            break
+        time.sleep(0.1)
+    if wait == "import":
+        time.sleep(0.7)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
+    if wait == "training":
+        last = errors.strip().splitlines()[-1]
+        assert last.startswith("Stopped adapting to cyclic4 after step ")
+        assert last.endswith("which is saved. Continue with --resume.")
+        step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+        assert f"after step {step}," in last
+        logged = [json.loads(line)["step"] for line in lines.read_text().splitlines()]
+        assert logged == list(range(step + 1))
+
+
+def test_a_killed_log_line_is_dropped_and_none_comes_twice(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    log = MetricsLog(tmp_path, settings.Logging(), after=2)
+    for step in (2, 3):
+        log(step, {"loss": 0.5})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 0.5}\n'
+    )
+
+
+def test_other_versions_are_told(finished, tiny, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    values = json.loads((tmp_path / "run" / "config.json").read_text())
+    versions = values["environment"]["versions"]
+    assert values["environment"]["device"].startswith("1 × cpu, ")
+    now = versions["jax"]
+    versions["jax"] = "0.9.0"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(values))
+    with pytest.warns(UserWarning, match=rf"not bit for bit as it would have: jax 0\.9\.0 → {now}"):
+        run.train(tiny(), tmp_path / "run", resume=True)
+    assert read_environment(tmp_path / "run")["versions"]["jax"] == "0.9.0"
+
+
+def test_a_damaged_config_is_told(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match="belongs to a run with other settings"):
+        ea.load(tmp_path / "run")
+    for text in (whole[: len(whole) // 2], "[]", "{}", "null"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json is damaged, or not of a run"):
+            ea.load(tmp_path / "run")
+
+
+def test_parts_of_a_run_without_its_settings_are_refused(finished, tiny, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds metrics\.jsonl, checkpoints of a run, but no con"):
+        run.train(tiny(), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+
+
+def test_settings_are_kept_with_all_options_of_the_networks(finished):
+    config, _ = read_config(finished)
+    assert config.predictor.options["depth"] == 1
+    assert config.predictor.options["norm_eps"] == 1e-6
+    assert config.scorer.options["grid"] == 1
+
+
+def test_a_damaged_pretrained_predictor_is_told(finished, tiny, tmp_path):
+    config = placed(tiny(seed=5), tmp_path)
+    run.train(config, tmp_path / "run")
+    (kept,) = (tmp_path / "pretrained").iterdir()
+    for path in (kept / "checkpoints").glob("*/model/_METADATA"):
+        path.write_text("{}")
+    with pytest.raises(DamagedCheckpoint, match=rf"{kept} is damaged .*remove that directory"):
+        run.train(config, tmp_path / "other")
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_continues_from_the_one_before(
+    finished, tiny, tmp_path
+):
+    shutil.copytree(finished, tmp_path / "run")
+    next((tmp_path / "run" / "checkpoints" / "2" / "optimizer").rglob("_METADATA")).unlink()
+    with pytest.warns(UserWarning, match=r"_METADATA is missing: continuing from step 1\."):
+        run.train(tiny(), tmp_path / "run", resume=True)
+    records = [
+        json.loads((workdir / "checkpoints" / "2" / "checkpoint.json").read_text())
+        for workdir in (finished, tmp_path / "run")
+    ]
+    assert records[0]["leaves"] == records[1]["leaves"]
+    logs = [(workdir / "metrics.jsonl").read_text() for workdir in (finished, tmp_path / "run")]
+    assert logs[0] == logs[1]
+    assert (tmp_path / "run" / "checkpoints" / "2.damaged").is_dir()
+    assert Checkpoints(tmp_path / "run" / "checkpoints", records[0]["fingerprint"]).steps() == [
+        0,
+        1,
+        2,
+    ]

@@ -1,0 +1,47 @@
+"""What tests of whole runs share."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from equiadapt_jax.training import config as settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments, **environment):
+    """A command as a user would type it; its exit code, output and errors."""
+    environment = {name: str(value) for name, value in environment.items()}
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, timeout=300, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+SHIPPED = sorted((ROOT / "configs").glob("*.py"))
+
+
+def shipped(path: Path, variant: str = "") -> settings.Config:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return settings.from_dict(module.get_config(variant).to_dict())
+
+
+def leaves(tree):
+    return {
+        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(tree)
+    }
+
+
+def assert_same(one, other):
+    one, other = leaves(one), leaves(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
