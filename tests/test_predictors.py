@@ -132,7 +132,8 @@ class NumpyBatchNorm:
         if self.train:
             mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
             stats["mean"] = self.momentum * stats["mean"] + (1 - self.momentum) * mean
-            stats["var"] = self.momentum * stats["var"] + (1 - self.momentum) * var
+            unbiased = x.var(axis=(0, 1, 2), ddof=1)
+            stats["var"] = self.momentum * stats["var"] + (1 - self.momentum) * unbiased
         return (x - mean) / np.sqrt(var + self.eps) * p["scale"] + p["bias"]
 
 
