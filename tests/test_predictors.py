@@ -29,7 +29,7 @@ def random_variables(model, x, seed=1):
 
     def leaf(path, shape):
         name = path[-1].key
-        if name in ("scale", "var"):
+        if name in ("scale", "var", "gamma"):
             return rng.uniform(0.5, 1.5, shape.shape)
         fan_in = math.prod(shape.shape[:-1]) if name == "kernel" else 25.0
         return rng.normal(size=shape.shape) / np.sqrt(fan_in)
@@ -93,16 +93,28 @@ def np_vit(model, p, x):
     if model.class_token:
         x = np.concatenate([np.repeat(p["cls_token"], batch, axis=0), x], axis=1)
     x = x + p["pos_embed"]
+    if model.registers:
+        registers = np.repeat(p["reg_token"], batch, axis=0)
+        x = np.insert(x, [int(model.class_token)] * model.registers, registers, axis=1)
     for i in range(model.depth):
         block = p[f"blocks_{i}"]
+        scales = [block[name]["gamma"] if model.layer_scale else 1.0 for name in ("ls1", "ls2")]
         y = np_layer_norm(x, block["norm1"], model.norm_eps)
-        x = x + np_attention(y, block["attn"], model.heads)
+        x = x + scales[0] * np_attention(y, block["attn"], model.heads)
         y = np_layer_norm(x, block["norm2"], model.norm_eps)
-        x = x + np_dense(np_gelu(np_dense(y, block["mlp"]["fc1"])), block["mlp"]["fc2"])
-    if model.pool == "token":
-        x = np_layer_norm(x, p["norm"], model.norm_eps)[:, 0]
+        y = np_dense(np_gelu(np_dense(y, block["mlp"]["fc1"])), block["mlp"]["fc2"])
+        x = x + scales[1] * y
+    normalized = np_layer_norm(x, p["norm"], model.norm_eps)
+    start = int(model.class_token) + model.registers
+    if model.pool == "mean":
+        x = np_layer_norm(x[:, start:].mean(1), p["norm"], model.norm_eps)
     else:
-        x = np_layer_norm(x[:, int(model.class_token) :].mean(1), p["norm"], model.norm_eps)
+        token, mean = normalized[:, 0], normalized[:, start:].mean(1)
+        x = {
+            "token": token,
+            "norm_mean": mean,
+            "token_mean": np.concatenate([token, mean], axis=1),
+        }[model.pool]
     return np_dense(x, p["head"]) if model.num_classes else x
 
 
@@ -132,7 +144,8 @@ class NumpyBatchNorm:
         if self.train:
             mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
             stats["mean"] = self.momentum * stats["mean"] + (1 - self.momentum) * mean
-            stats["var"] = self.momentum * stats["var"] + (1 - self.momentum) * var
+            unbiased = x.var(axis=(0, 1, 2), ddof=1)
+            stats["var"] = self.momentum * stats["var"] + (1 - self.momentum) * unbiased
         return (x - mean) / np.sqrt(var + self.eps) * p["scale"] + p["bias"]
 
 
@@ -177,6 +190,9 @@ VITS = {
     "token": {},
     "mean": {"pool": "mean"},
     "mean without class token": {"pool": "mean", "class_token": False},
+    "norm_mean": {"pool": "norm_mean"},
+    "mean, registers": {"pool": "mean", "class_token": False, "registers": 2},
+    "DINOv2": {"pool": "token_mean", "registers": 3, "layer_scale": 1e-5},
     "features": {"num_classes": None},
     "other mlp and eps": {"mlp_dim": 20, "norm_eps": 1e-2},
 }
@@ -266,6 +282,13 @@ def test_published_parameter_counts(name):
     assert count(shapes(family.variant(name, 1000), 224)["params"]) == COUNTS[name]
 
 
+@pytest.mark.parametrize(("registers", "expected"), [(0, 22_056_192), (4, 22_057_728)])
+def test_published_parameter_counts_dinov2(registers, expected):
+    """Those of DINOv2's small network at 518 pixels, without its token for masked patches."""
+    model = ViT.variant("S/14", None, registers=registers, layer_scale=1e-5)
+    assert count(shapes(model, 518)["params"]) == expected
+
+
 @pytest.mark.parametrize("name", CIFAR_COUNTS)
 def test_published_parameter_counts_cifar(name):
     assert count(shapes(ResNet.variant(name, 10), 32)["params"]) == CIFAR_COUNTS[name]
@@ -294,6 +317,26 @@ def test_vit_parameter_names():
     params = shapes(ViT(5, 4, 12, 1, 3, pool="mean", class_token=False), 8)["params"]
     assert names(params) == expected - {"cls_token"}
     assert params["pos_embed"].shape == (1, 4, 12)
+    params = shapes(ViT(5, 4, 12, 1, 3, registers=2, layer_scale=0.1), 8)["params"]
+    assert names(params) == expected | {"reg_token", "blocks_0/ls1/gamma", "blocks_0/ls2/gamma"}
+    assert params["pos_embed"].shape == (1, 5, 12)
+    assert params["reg_token"].shape == (1, 2, 12)
+    assert params["blocks_0"]["ls2"]["gamma"].shape == (12,)
+
+
+def test_layer_scale_starts_at_its_value():
+    x = jnp.zeros((1, 8, 8, 3))
+    params = jax.jit(ViT(5, 4, 12, 1, 3, layer_scale=0.25).init)(KEY, x)["params"]
+    for name in ("ls1", "ls2"):
+        np.testing.assert_array_equal(params["blocks_0"][name]["gamma"], np.full(12, 0.25))
+
+
+def test_features_have_the_width_or_twice_it():
+    for pool, width in (("token", 12), ("mean", 12), ("norm_mean", 12), ("token_mean", 24)):
+        variables = shapes(ViT(None, 4, 12, 1, 3, pool=pool), 8)
+        x = jnp.zeros((2, 8, 8, 3))
+        model = ViT(None, 4, 12, 1, 3, pool=pool)
+        assert jax.eval_shape(model.apply, variables, x).shape == (2, width)
 
 
 def test_resnet_parameter_names():
@@ -336,11 +379,11 @@ def test_initial_logits_are_finite_and_differ(model):
     "family",
     [
         functools.partial(ViT, 5, **SMALL_VIT),
-        functools.partial(ViT, 5, **SMALL_VIT, pool="mean"),
+        functools.partial(ViT, 5, **SMALL_VIT, **VITS["DINOv2"]),
         functools.partial(ResNet, 5, **SMALL_RESNET),
         functools.partial(ResNet, 5, **SMALL_RESNET, **RESNETS["cifar"]),
     ],
-    ids=["token", "mean", "bottleneck", "cifar"],
+    ids=["token", "DINOv2", "bottleneck", "cifar"],
 )
 def test_bfloat16_is_close_and_returns_float32(family):
     x = jnp.asarray(images(2, 16, 16, 3), jnp.float32)
@@ -418,6 +461,8 @@ def test_jit_compiles_once(build):
         (lambda: ViT.variant("B/0", 10), "unknown ViT 'B/0'"),
         (lambda: ViT(10, pool="max"), "unknown pool 'max': choose one of token, mean"),
         (lambda: ViT(10, class_token=False), "pool='token' needs class_token=True"),
+        (lambda: ViT(10, class_token=False, pool="token_mean"), "pool='token_mean' needs"),
+        (lambda: ViT(10, registers=-1), "registers must be zero or more, got -1: 0 for none"),
         (lambda: ViT(10, width=100, heads=3), "width 100 is not a multiple of 3 heads"),
         (lambda: ResNet.variant("resnet19", 10), "unknown ResNet 'resnet19': choose one of"),
         (lambda: ResNet(10, (1,), block="wide"), "unknown block 'wide': choose one of basic"),

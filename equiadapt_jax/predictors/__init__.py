@@ -2,6 +2,7 @@
 
 from equiadapt_jax.predictors.preprocess import Preprocess
 from equiadapt_jax.predictors.resnet import ResNet
+from equiadapt_jax.predictors.stem import adapt_stem
 from equiadapt_jax.predictors.vit import ViT
 
-__all__ = ["Preprocess", "ResNet", "ViT"]
+__all__ = ["Preprocess", "ResNet", "ViT", "adapt_stem"]

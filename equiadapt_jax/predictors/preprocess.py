@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,10 +54,47 @@ class Preprocess:
         x = at_least_float32(x)
         return (x - self._like(self.mean, x)) / self._like(self.std, x)
 
+    def for_channels(self, channels: int) -> "Preprocess":
+        """Return what goes with `adapt_stem`: the normalization of `channels` channels, 1 to 13.
+
+        More channels take the numbers of the C present ones in turn; fewer take the means of those
+        that are merged, i with j and i ≡ j modulo `channels`. A single number stays one. Raises
+        ValueError for `channels` out of range.
+        """
+        check_channels(channels)
+
+        def taken(value):
+            if not isinstance(value, tuple):
+                return value
+            groups = sources(len(value), channels)
+            return tuple(statistics.fmean(value[i] for i in group) for group in groups)
+
+        return Preprocess(taken(self.mean), taken(self.std))
+
     @staticmethod
     def _like(value: float | tuple[float, ...], x: jax.Array) -> jax.Array:
         # Axes are added by hand, for sessions in which an implicit rank promotion is an error.
         return jnp.asarray(np.reshape(value, (1,) * (x.ndim - 1) + (-1,)), x.dtype)
+
+
+def check_channels(channels: int) -> None:
+    """Raise ValueError unless a stem can be adapted to so many channels, 1 to 13."""
+    # Thirteen are the bands of Sentinel-2.
+    if channels not in range(1, 14):
+        raise ValueError(
+            f"channels must be a whole number from 1 to 13, got {channels}: select or merge some."
+        )
+
+
+def sources(old: int, new: int) -> list[tuple[int, ...]]:
+    """Return, for each of `new` channels, the `old` ones it is made from.
+
+    They are those congruent modulo the smaller number: each of more channels copies one, each of
+    fewer merges several, and every old channel is used.
+    """
+    check_channels(new)
+    smaller = min(old, new)
+    return [tuple(i for i in range(old) if (i - j) % smaller == 0) for j in range(new)]
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from equiadapt_jax.predictors.batch_norm import BatchNorm
 from equiadapt_jax.predictors.preprocess import at_least_float32, check_images
 
 _CHOICES = {
@@ -60,10 +61,10 @@ class ResNet(nn.Module):
 
     Parameters and statistics are float32. `dtype` is what the layers compute in; None follows the
     widest of images and parameters. `bn_momentum` is the share of the old statistics that stays
-    (PyTorch counts the other share); the running variance is the biased one.
+    (PyTorch counts the other share); the running variance is the unbiased one, as PyTorch's.
 
-    Raises ValueError for an unknown `block`, `stem` or `shortcut`, and for images of the wrong
-    rank, type or number of channels.
+    Raises ValueError for an unknown `block`, `stem` or `shortcut`, for images of the wrong rank,
+    type or number of channels, and in training for a batch that leaves one value to a channel.
     """
 
     num_classes: int | None
@@ -103,7 +104,7 @@ class ResNet(nn.Module):
         x = check_images(x, self.get_variable("params", "conv1"))
         kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = _conv(self.width, kernel, stride, self.dtype, "conv1")(x)
-        x = nn.relu(self._norm(train, "bn1")(x))
+        x = nn.relu(self._norm("bn1")(x, train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, size in enumerate(self.stage_sizes):
@@ -125,8 +126,8 @@ class ResNet(nn.Module):
         name = f"layer{stage + 1}_{i}"
         return _Block(convs, self.shortcut, self.bn_momentum, self.bn_eps, self.dtype, name=name)
 
-    def _norm(self, train: bool, name: str) -> nn.BatchNorm:
-        return _norm(train, self.bn_momentum, self.bn_eps, self.dtype, name)
+    def _norm(self, name: str) -> BatchNorm:
+        return BatchNorm(self.bn_momentum, self.bn_eps, self.dtype, name=name)
 
 
 class _Block(nn.Module):
@@ -143,7 +144,7 @@ class _Block(nn.Module):
         y = x
         for i, (features, kernel, stride) in enumerate(self.convs, start=1):
             y = _conv(features, kernel, stride, self.dtype, f"conv{i}")(y)
-            y = self._norm(train, f"bn{i}")(y)
+            y = self._norm(f"bn{i}")(y, train)
             if i < len(self.convs):
                 y = nn.relu(y)
         return nn.relu(y + self._skip(x, train))
@@ -156,10 +157,10 @@ class _Block(nn.Module):
         if self.shortcut == "subsample":
             return _subsample(x, features, stride)
         x = _conv(features, 1, stride, self.dtype, "downsample_conv")(x)
-        return self._norm(train, "downsample_bn")(x)
+        return self._norm("downsample_bn")(x, train)
 
-    def _norm(self, train: bool, name: str) -> nn.BatchNorm:
-        return _norm(train, self.bn_momentum, self.bn_eps, self.dtype, name)
+    def _norm(self, name: str) -> BatchNorm:
+        return BatchNorm(self.bn_momentum, self.bn_eps, self.dtype, name=name)
 
 
 def _conv(features: int, kernel: int, stride: int, dtype: DTypeLike | None, name: str) -> nn.Conv:
@@ -172,15 +173,6 @@ def _conv(features: int, kernel: int, stride: int, dtype: DTypeLike | None, name
         dtype=dtype,
         kernel_init=_init,
         name=name,
-    )
-
-
-def _norm(
-    train: bool, momentum: float, eps: float, dtype: DTypeLike | None, name: str
-) -> nn.BatchNorm:
-    # E[x²] - E[x]², the fast variance, loses its digits where the mean is large.
-    return nn.BatchNorm(
-        not train, momentum=momentum, epsilon=eps, dtype=dtype, use_fast_variance=False, name=name
     )
 
 

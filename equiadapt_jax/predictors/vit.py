@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from equiadapt_jax.predictors.preprocess import at_least_float32, check_images
 
-_POOLS = ("token", "mean")
+_POOLS = ("token", "mean", "norm_mean", "token_mean")
 
 # Table 1 of the paper; Ti and S are those of DeiT (Touvron et al. 2021, arXiv 2012.12877).
 _SIZES = {
@@ -28,23 +28,32 @@ class ViT(nn.Module):
     """A pre-norm vision transformer: images to logits, or to features.
 
     Input (B, H, W, C) floats, any number of channels, H and W multiples of `patch`; output
-    (B, num_classes) logits, or the pooled features (B, width) where `num_classes` is None or 0,
-    in at least float32. The number of position embeddings follows from the images of `init`.
+    (B, num_classes) logits, or the pooled features (B, width), twice as many for
+    `pool="token_mean"`, where `num_classes` is None or 0, in at least float32. The number of
+    position embeddings follows from the images of `init`.
 
-    `pool="token"` reads the class token; `pool="mean"` averages the patch tokens and leaves the
-    class token out. Both pool first and apply the final LayerNorm to the result. For the class
-    token that is the same as the other order; for the mean it is what timm's `fc_norm` does.
-    `class_token=False` leaves the token and its position embedding away.
+    `pool` is how tokens become features:
+      "token": the class token, after the final LayerNorm.
+      "mean": the mean of the patch tokens, then the final LayerNorm (timm's `fc_norm`).
+      "norm_mean": the final LayerNorm on every token, then the mean of the patch tokens
+        (big_vision's "gap"; timm's average without `fc_norm`).
+      "token_mean": after the final LayerNorm, the class token and the mean of the patch tokens
+        side by side (the linear head of DINOv2, Oquab et al. 2023, arXiv 2304.07193).
+    `class_token=False` leaves the token and its position embedding away. `registers` more tokens
+    follow it (Darcet et al. 2023, arXiv 2309.16588): learned, without position embedding, and in
+    no pool. `layer_scale` is the initial value of one learned factor for each feature of what
+    either half of a block adds (Touvron et al. 2021, arXiv 2103.17239); None means no such factor.
     `mlp_dim` is the inner width of the perceptrons, by default 4 · width. `dropout` acts after the
-    position embeddings, the attention's projection and both layers of each perceptron, in training
-    only and then from the key `rngs={"dropout": key}`.
+    embedding, the attention's projection and both layers of each perceptron, in training only and
+    then from the key `rngs={"dropout": key}`.
 
     Parameters are float32. `dtype` is what the layers compute in; None follows the widest of images
     and parameters. Normalization statistics and softmax are in at least float32, GELU is exact.
     Fused `qkv` features are ordered (3, heads, width / heads).
 
-    Raises ValueError for an unknown `pool`, a `width` that `heads` does not divide, and images of
-    the wrong rank, type, size or number of channels.
+    Raises ValueError for an unknown `pool` or one that lacks its class token, fewer than zero
+    `registers`, a `width` that `heads` does not divide, and images of the wrong rank, type, size
+    or number of channels.
     """
 
     num_classes: int | None
@@ -58,6 +67,8 @@ class ViT(nn.Module):
     norm_eps: float = 1e-6
     dropout: float = 0.0
     dtype: DTypeLike | None = None
+    registers: int = 0
+    layer_scale: float | None = None
 
     @classmethod
     def variant(cls, name: str, num_classes: int | None, **overrides: Any) -> Self:
@@ -75,8 +86,12 @@ class ViT(nn.Module):
     def __post_init__(self):
         if self.pool not in _POOLS:
             raise ValueError(f"unknown pool {self.pool!r}: choose one of {', '.join(_POOLS)}.")
-        if self.pool == "token" and not self.class_token:
-            raise ValueError("pool='token' needs class_token=True: add it or choose pool='mean'.")
+        if "token" in self.pool and not self.class_token:
+            raise ValueError(
+                f"pool={self.pool!r} needs class_token=True: add it or choose pool='mean'."
+            )
+        if self.registers < 0:
+            raise ValueError(f"registers must be zero or more, got {self.registers}: 0 for none.")
         if self.width % self.heads:
             raise ValueError(
                 f"width {self.width} is not a multiple of {self.heads} heads: change either."
@@ -85,7 +100,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Return logits (B, num_classes), or features (B, width), for images (B, H, W, C)."""
+        """Return logits (B, num_classes), or features, for images (B, H, W, C)."""
         x = check_images(x, self.get_variable("params", "patch_embed"))
         if train and self.dropout and not (self.has_rng("dropout") or self.is_initializing()):
             raise ValueError(
@@ -96,16 +111,33 @@ class ViT(nn.Module):
         mlp_dim = self.mlp_dim or 4 * self.width
         for i in range(self.depth):
             block = _Block(
-                self.heads, mlp_dim, self.norm_eps, self.dropout, self.dtype, name=f"blocks_{i}"
+                self.heads,
+                mlp_dim,
+                self.norm_eps,
+                self.dropout,
+                self.layer_scale,
+                self.dtype,
+                name=f"blocks_{i}",
             )
             x = block(x, train)
-        x = at_least_float32(x)
-        x = x[:, 0] if self.pool == "token" else x[:, int(self.class_token) :].mean(axis=1)
-        dtype = None if self.dtype is None else x.dtype
-        x = nn.LayerNorm(self.norm_eps, dtype, use_fast_variance=False, name="norm")(x)
+        x = self._pool(at_least_float32(x))
         if not self.num_classes:
             return x
+        dtype = None if self.dtype is None else x.dtype
         return nn.Dense(self.num_classes, dtype=dtype, kernel_init=_init, name="head")(x)
+
+    def _pool(self, x: jax.Array) -> jax.Array:
+        """Return the features (B, width or twice that) of tokens (B, N, width), normalized."""
+        dtype = None if self.dtype is None else x.dtype
+        norm = nn.LayerNorm(self.norm_eps, dtype, use_fast_variance=False, name="norm")
+        first_patch = int(self.class_token) + self.registers
+        if self.pool == "token":
+            return norm(x[:, 0])  # token by token, so only the one that is read
+        if self.pool == "mean":
+            return norm(x[:, first_patch:].mean(axis=1))
+        x = norm(x)
+        mean = x[:, first_patch:].mean(axis=1)
+        return mean if self.pool == "norm_mean" else jnp.concatenate([x[:, 0], mean], axis=-1)
 
     def _embed(self, x: jax.Array) -> jax.Array:
         """Return the tokens (B, N, width) of images, positions added."""
@@ -131,12 +163,21 @@ class ViT(nn.Module):
         if self.class_token:
             start = nn.initializers.normal(1e-6)
             token = self.param("cls_token", start, (1, 1, self.width), jnp.float32)
-            x, token = nn.dtypes.promote_dtype(x, token, dtype=self.dtype)
-            x = jnp.concatenate(
-                [jnp.broadcast_to(token, (x.shape[0], *token.shape[1:])), x], axis=1
-            )
+            x = self._insert(token, x, 0)
         x, position = nn.dtypes.promote_dtype(x, position, dtype=self.dtype)
-        return x + position
+        x = x + position
+        if self.registers:
+            start = nn.initializers.normal(1e-6)
+            shape = (1, self.registers, self.width)
+            register = self.param("reg_token", start, shape, jnp.float32)
+            x = self._insert(register, x, int(self.class_token))
+        return x
+
+    def _insert(self, token: jax.Array, x: jax.Array, at: int) -> jax.Array:
+        """Return `x` (B, N, width) with the tokens (1, M, width) before its token `at`."""
+        x, token = nn.dtypes.promote_dtype(x, token, dtype=self.dtype)
+        token = jnp.broadcast_to(token, (x.shape[0], *token.shape[1:]))
+        return jnp.concatenate([x[:, :at], token, x[:, at:]], axis=1)
 
     def _check_positions(self, height: int, width: int) -> None:
         held: jax.Array | None = self.get_variable("params", "pos_embed")
@@ -157,6 +198,7 @@ class _Block(nn.Module):
     mlp_dim: int
     norm_eps: float
     dropout: float
+    layer_scale: float | None
     dtype: DTypeLike | None
 
     @nn.compact
@@ -164,10 +206,27 @@ class _Block(nn.Module):
         def norm(name):
             return nn.LayerNorm(self.norm_eps, self.dtype, use_fast_variance=False, name=name)
 
+        def scaled(y, name):
+            if self.layer_scale is None:
+                return y
+            return _LayerScale(self.layer_scale, self.dtype, name=name)(y)
+
         attention = _Attention(self.heads, self.dropout, self.dtype, name="attn")
         mlp = _MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")
-        x = x + attention(norm("norm1")(x), train)
-        return x + mlp(norm("norm2")(x), train)
+        x = x + scaled(attention(norm("norm1")(x), train), "ls1")
+        return x + scaled(mlp(norm("norm2")(x), train), "ls2")
+
+
+class _LayerScale(nn.Module):
+    start: float
+    dtype: DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        start = nn.initializers.constant(self.start)
+        gamma = self.param("gamma", start, x.shape[-1:], jnp.float32)
+        x, gamma = nn.dtypes.promote_dtype(x, gamma, dtype=self.dtype)
+        return x * gamma.reshape(1, 1, -1)
 
 
 class _Attention(nn.Module):
