@@ -1,14 +1,18 @@
 """Settings: what is refused, what is kept, and that every shipped configuration builds."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from equiadapt_jax.networks import GroupConvNet
+from equiadapt_jax.predictors import ResNet, ViT
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import objective
-from equiadapt_jax.training.build import build_model, build_prior, turns_inputs
+from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
+from equiadapt_jax.training.explain import explain
 from tests.tiny_runs import SHIPPED, shipped
 
 
@@ -23,6 +27,28 @@ def all_fields(cls=settings.Config):
 def test_every_setting_has_a_meaning():
     for cls, field in all_fields():
         assert field.metadata["meaning"], f"{cls.__name__}.{field.name}"
+
+
+def test_every_setting_is_explained_with_value_and_default():
+    config = dataclasses.replace(settings.Config(), group="cyclic8")
+    text = explain(config)
+    joined = " ".join(text.split())
+    for cls, field in all_fields():
+        assert f".{field.name}" in text, f"{cls.__name__}.{field.name}"
+        assert " ".join(field.metadata["meaning"].split()) in joined
+    assert "--config.group=cyclic8 cyclic<n> or dihedral<n> (default cyclic4)" in joined
+    assert "--config.seed=0 of init" in joined  # no default beside a value that is it
+    assert "pool=token, class_token=True" in joined
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_part_of_the_settings_is_explained_alone():
+    text = explain(settings.Config(), "config.prior")
+    flags = [line.split("=")[0].strip() for line in text.splitlines() if "--" in line]
+    assert flags == [f"--config.prior.{f.name}" for f in dataclasses.fields(settings.Prior)]
+    assert "--config.seed=0" in explain(settings.Config(), "config.seed")
+    with pytest.raises(ValueError, match=r"did you mean --config\.adaptation\.steps=help\?"):
+        explain(settings.Config(), "config.adaptation.step")
 
 
 def test_settings_survive_the_way_through_a_dict():
@@ -69,6 +95,44 @@ def test_differences_name_what_changed_but_not_the_logging():
     old = settings.Config()
     new = dataclasses.replace(old, group="cyclic8", logging=settings.Logging(every=1))
     assert settings.differences(old, new) == ["group: 'cyclic4' → 'cyclic8'"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_resolved_settings_build_the_same_and_survive_json(path):
+    config = shipped(path)
+    resolved = resolve(config)
+    again = settings.from_dict(json.loads(settings.to_json(resolved)))
+    assert again == resolved == resolve(again)
+    assert build_model(again, 10).preprocess == build_model(config, 10).preprocess
+    images = jax.ShapeDtypeStruct((1, config.data.size, config.data.size, 3), jnp.float32)
+    shapes = [
+        jax.eval_shape(build_model(c, 10).init, jax.random.key(0), images) for c in (config, again)
+    ]
+    assert shapes[0] == shapes[1]
+    for role, cls in (("scorer", GroupConvNet), ("predictor", {"vit": ViT, "resnet": ResNet})):
+        cls = cls[config.predictor.name] if role == "predictor" else cls
+        fields = {field.name for field in dataclasses.fields(cls)}
+        given_elsewhere = {"group", "num_classes", "dtype", "pad", "fill", "parent", "name"}
+        assert set(getattr(again, role).options) == fields - given_elsewhere
+
+
+def test_fingerprints_do_not_depend_on_places_or_logging():
+    config = settings.Config()
+    moved = dataclasses.replace(
+        config,
+        name="other",
+        data=dataclasses.replace(config.data, root="photos", data_dir="data"),
+        pretrain=dataclasses.replace(config.pretrain, directory="elsewhere"),
+        logging=settings.Logging(every=7, tensorboard=True, wandb="mine"),
+    )
+    assert settings.fingerprint(config, {"a": 1}) == settings.fingerprint(moved, {"a": 1})
+    assert settings.fingerprint(config, {"a": 1}) != settings.fingerprint(config, {"a": 2})
+    for change in (
+        {"seed": 1}, {"logging": settings.Logging(evaluate_every=7)},
+        {"scorer": settings.Scorer("other")},
+    ):  # fmt: skip
+        changed = dataclasses.replace(config, **change)
+        assert settings.fingerprint(config) != settings.fingerprint(changed)
 
 
 def test_fingerprints_tell_settings_apart():

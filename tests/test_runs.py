@@ -250,6 +250,9 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
         "Unknown setting 'bogus'. train.py --explain prints them all.": [*own, "--config.bogus=1"],
         "Unknown variant 'tny' of digits_vit": ["--config=configs/digits_vit.py:tny"],
         "config.seed=one": ["--config.seed=one"],
+        "config.adaptation.step is not a setting; did you mean --config.adaptation.steps=help?": [
+            "--config.adaptation.step=help",
+        ],
         "Unknown command line flag 'bogus'": ["--bogus"],
         "There is no configuration file 'configs/nowhere.py'": ["--config=configs/nowhere.py"],
     }  # fmt: skip
