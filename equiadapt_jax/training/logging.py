@@ -1,5 +1,6 @@
 """Where logged figures go: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Finish all files."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a line that could not be written was told already
+            self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
