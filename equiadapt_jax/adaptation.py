@@ -145,8 +145,8 @@ class Adapted:
         """(params, state) for images `(B, S, S, C)`; the predictor's are those given, if any."""
         if predictor is not None and not (isinstance(predictor, tuple) and len(predictor) == 2):
             raise TypeError(
-                f"predictor is a {type(predictor).__name__}: give (params, state), state being {{}} "
-                "where there is none."
+                f"predictor is a {type(predictor).__name__}: give (params, state), state being "
+                "{} where there is none."
             )
         scorer_key, predictor_key = jax.random.split(key)
         scorer = self.scorer.init(scorer_key, images)
