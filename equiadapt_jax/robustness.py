@@ -86,7 +86,7 @@ def evaluate(
         facts = runs.circumstances(command) | {
             "predictor": f"{predictor} ({how})",
             "turned by": f"{turned_by}, {len(turns)} elements",
-            "data": f"{dataset.version}, split {images.split}, {len(images)} images",
+            "data": runs.describe_data(dataset, images, data if data != dataset.name else ""),
         }
         leave(Path(pictures), findings, images, name=name, facts=facts)
     text = table(findings.metrics, turns.labels, str(turned_by))

@@ -20,7 +20,7 @@ from equiadapt_jax import groups
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import Dataset, open_dataset
 from equiadapt_jax.evaluation import GroupTurns
-from equiadapt_jax.evaluation.assess import Findings, Images, Subject, assess
+from equiadapt_jax.evaluation.assess import Images, Subject, assess
 from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.evaluation.report import leave, table
@@ -107,7 +107,9 @@ def evaluate(
         values = json.loads((Path(workdir) / "config.json").read_text())
         leave(
             Path(pictures), findings, images, group=model.group, name=Path(workdir).name,
-            facts=_facts(findings, values, dataset.version, split, _best_step(workdir), command),
+            facts=circumstances(command) | _facts(values, findings.turns, _best_step(workdir)) | {
+                "data": describe_data(dataset, images, root or config.data.root)
+            },
             settings={k: v for k, v in values.items() if k not in ("dataset", "environment")},
             prior=_probabilities(prior, model.group),
             history=_history(Path(workdir) / "metrics.jsonl"),
@@ -143,18 +145,23 @@ def circumstances(command: str = "") -> dict[str, str]:
     }
 
 
-def _facts(findings: Findings, values, dataset, split, step, command):
-    """What was run; `values` are those of config.json."""
+def describe_data(dataset: Dataset, images: Images, place: str = "") -> str:
+    """Which images they were, in the words of the report; `place` is the path of a folder."""
+    where = f"{place} ({dataset.version})" if place else dataset.version
+    return f"{where}, split {images.split}, {len(images)} images"
+
+
+def _facts(values, turns, step):
+    """What is known of the run; `values` are those of config.json."""
     trained = values.get("environment", {}).get("command", "")
     trained = trained if isinstance(trained, str) else shlex.join(trained)
     found = {"training command": trained} if trained else {}
-    return found | circumstances(command) | {
+    return found | {
         "seed": str(values["seed"]),
         "adapted to": values["group"],
-        "turned by": f"{findings.turns.group}, {len(findings.turns)} elements",
-        "data": f"{dataset}, split {split}, {len(findings.outcomes['vanilla'].label)} images",
+        "turned by": f"{turns.group}, {len(turns)} elements",
         "checkpoint": f"step {step}; vanilla is step 0",
-    }  # fmt: skip
+    }
 
 
 def _best_step(workdir):

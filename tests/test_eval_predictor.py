@@ -39,7 +39,7 @@ def with_jax(images):
 
 
 def with_numpy(images):
-    assert type(images) is np.ndarray and images.dtype == np.float32
+    assert type(images) is np.ndarray and images.dtype == np.float32 and images.flags.writeable
     return np.ascontiguousarray(images).reshape(len(images), -1) @ WEIGHTS
 
 

@@ -349,6 +349,21 @@ def test_the_verdict_has_the_numbers():
     )
 
 
+def test_the_verdict_of_a_model_that_is_not_invariant():
+    turned = findings(C8, C4, images=10)
+    right = np.ones((10, 8), bool)
+    right[:3, 1::2] = False  # at odd multiples of 45°, which C4 does not know
+    found = with_predictions(turned, "adapted", right)
+    text = wording.verdict(found, C4).replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "The adapted model is right on 85.0 % on average, between 70.0 % and 100 % by the pose; "
+        "under an exact element of its group no prediction changes, over all turns 17.1 %."
+    ) in text
+    right[0, 2] = False
+    text = wording.verdict(with_predictions(turned, "adapted", right), C4)
+    assert "exact element of its group 3.3\N{NO-BREAK SPACE}% of its predictions change" in text
+
+
 @pytest.mark.parametrize(
     ("upright", "turned", "answer"),
     [

@@ -138,7 +138,8 @@ def make_evaluator(
     turn_only = jax.jit(lambda images, turn, first: turns.apply(images, turn, first)[0])
 
     def look_outside(params, state, images, turn, first):
-        return {"logits": predict(params, state, np.asarray(turn_only(images, turn, first)))[0]}
+        turned = np.array(turn_only(images, turn, first))  # a copy, as PyTorch wants to own it
+        return {"logits": predict(params, state, turned)[0]}
 
     look = jax.jit(look) if traced else look_outside
 

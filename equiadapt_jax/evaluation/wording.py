@@ -61,7 +61,7 @@ def _adapted_verdict(findings, group):
     moved = "falls" if over < upright - 0.0005 else "goes"
     return (
         f"Under {words}, the vanilla predictor {moved} from {percent(upright)} upright to "
-        f"{percent(over)} on average ({_worst(findings, 'vanilla')}). The adapted model "
+        f"{percent(over)} on average ({_worst(findings)}). The adapted model "
         f"{_kept(findings)}; {_unchanged(findings, group)}. "
         f"Upright, that is {_cost(metrics['adapted/accuracy'] - upright)}."
     )
@@ -72,16 +72,17 @@ def _kept(findings):
     mean = percent(accuracy.mean())
     if accuracy.max() - accuracy.min() < 1e-12:
         return f"is right on {mean} in every pose"
-    return f"is right on {mean} on average ({_worst(findings, 'adapted')})"
+    return (
+        f"is right on {mean} on average, between {percent(accuracy.min())} and "
+        f"{percent(accuracy.max())} by the pose"
+    )
 
 
-def _worst(findings, model):
-    accuracy = findings.outcomes[model].right.mean(0)
+def _worst(findings):
+    accuracy = findings.outcomes["vanilla"].right.mean(0)
     worst = int(accuracy.argmin())
-    if worst == 0:
-        return "at its lowest upright"
-    turn = displayed_turn(findings.turns.labels[worst])
-    return f"{percent(accuracy[worst])} at its worst, turned {turn}"
+    where = f"turned {displayed_turn(findings.turns.labels[worst])}" if worst else "upright"
+    return f"{percent(accuracy[worst])} at its worst, {where}"
 
 
 def _unchanged(findings, group):
@@ -93,7 +94,9 @@ def _unchanged(findings, group):
     if not exact:
         return f"{over_all} of its predictions change with the pose"
     changed = (prediction[:, exact] != prediction[:, :1]).mean()
-    share = "no prediction changes" if changed == 0 else f"{percent(changed)} of them change"
+    share = (
+        "no prediction changes" if changed == 0 else f"{percent(changed)} of its predictions change"
+    )
     said = f"under an exact element of its group {share}"
     return said if len(exact) == len(findings.turns) - 1 else f"{said}, over all turns {over_all}"
 
