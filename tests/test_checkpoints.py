@@ -235,11 +235,14 @@ def test_nothing_is_set_aside_where_nothing_can_be_used(whole, tmp_path):
 def test_loading_falls_back_to_the_next_best_and_says_so(name, whole, tmp_path):
     directory = copied(whole, tmp_path)
     like = model_of(a_state(0))
-    assert_same(Checkpoints(directory, "mark").restore_best(like), model_of(a_state(20)))
+    step, restored = Checkpoints(directory, "mark").restore_best(like)
+    assert step == 20
+    assert_same(restored, model_of(a_state(20)))
     damaged = directory / "20" / name
     flip(damaged if damaged.is_file() else damaged / "_METADATA", 100)
     with pytest.warns(UserWarning, match=r"is damaged: step 30 is used instead\."):
-        restored = Checkpoints(directory, "mark").restore_best(like)
+        step, restored = Checkpoints(directory, "mark").restore_best(like)
+    assert step == 30
     assert_same(restored, model_of(a_state(30)))
     shutil.rmtree(directory / "30" / "data")
     with pytest.raises(DamagedCheckpoint, match=r"data/.* is missing, and no other trained step"):

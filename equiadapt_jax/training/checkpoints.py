@@ -129,8 +129,8 @@ class Checkpoints:
         model = jax.tree.map(jnp.asarray, self._read(step, {"model": like_model})[0]["model"])
         return model["params"], model["state"]
 
-    def restore_best(self, like: tuple[Any, Any]) -> tuple[Any, Any]:
-        """(params, state) of the best step that is not damaged; with a warning if others are.
+    def restore_best(self, like: tuple[Any, Any]) -> tuple[int, tuple[Any, Any]]:
+        """The best step that is not damaged and its (params, state); a warning if others are.
 
         Raises FileNotFoundError where no step is finished, DamagedCheckpoint where only the one
         before training is left.
@@ -148,7 +148,7 @@ class Checkpoints:
             if errors:
                 why = "; ".join(map(str, errors))
                 warnings.warn(f"{why}: step {step} is used instead.", stacklevel=2)
-            return restored
+            return step, restored
         if not errors:
             raise FileNotFoundError(f"There is no finished checkpoint in {self.directory}.")
         why = "; ".join(map(str, errors))

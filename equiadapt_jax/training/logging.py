@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.training.config import Logging
 
 
@@ -18,7 +19,8 @@ class MetricsLog:
     def __init__(self, workdir: Path, settings: Logging, *, after: int = 0, name: str = ""):
         path = workdir / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= after]
-        write_whole(path, "".join(kept))
+        with whole(path) as unfinished:
+            unfinished.write_text("".join(kept))
         self._last = json.loads(kept[-1])["step"] if kept else -1
         self._file = path.open("a")
         self._tensorboard, self._wandb = None, None
@@ -61,17 +63,6 @@ def _lines(path):
         return []
     # A line without its end was being written when the run was killed.
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that under its name there is the old text or the new, never a part."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written: {error.strerror}.") from error
 
 
 def _import(module, extra):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import Dataset, evaluation_batches, open_dataset, training_batches
-from equiadapt_jax.evaluation.orbits import GroupTurns, figures, make_evaluator
+from equiadapt_jax.evaluation import GroupTurns, figures, make_evaluator
+from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.groups import Cyclic
 from equiadapt_jax.training import objective
 from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
@@ -274,21 +275,6 @@ def _fit(
     if run.stop.requested:
         raise Stopped(f"Stopped after {title}, which is saved.")
     return checkpoints.figures(steps)["seconds"]
-
-
-def adapted_prediction(model: Adapted):
-    """`predict(params, state, images) -> (logits, pose)` of the adapted model."""
-
-    def predict(params, state, images):
-        (logits, canonical), _ = model.apply(params, state, images)
-        return logits, canonical.pose
-
-    return predict
-
-
-def vanilla_prediction(model: Adapted):
-    """`predict(params, state, images) -> (logits, None)` of the predictor alone."""
-    return lambda params, state, images: (model.predict(params, state, images)[0], None)
 
 
 def _scores_only(model):

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 
 from equiadapt_jax.data import Dataset
+from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.training.config import Config, differences, fingerprint, from_dict
-from equiadapt_jax.training.logging import write_whole
 
 _PARTS = (
     "metrics.jsonl", "metrics.json", "checkpoints", "pretraining", "eval", "config.json"
@@ -89,7 +89,8 @@ def open_workdir(
         )
     workdir.mkdir(parents=True, exist_ok=True)
     values = {**dataclasses.asdict(config), "dataset": dataset, "environment": here}
-    write_whole(workdir / "config.json", json.dumps(values, indent=2) + "\n")
+    with whole(workdir / "config.json") as unfinished:
+        unfinished.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _read(workdir):
