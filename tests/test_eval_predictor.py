@@ -18,9 +18,7 @@ import equiadapt_jax as ea
 from equiadapt_jax import robustness, runs
 from equiadapt_jax.data import open_dataset
 from equiadapt_jax.training import run
-from tests.test_config import shipped
-
-ROOT = Path(__file__).parents[1]
+from tests.tiny_runs import ROOT, shipped
 
 NETWORK = '''
 """Networks as a user may have them."""

@@ -11,6 +11,7 @@ Kept are step 0 (the predictor before training), the best step and the two lates
 
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -154,6 +155,11 @@ class Checkpoints:
         why = "; ".join(map(str, errors))
         raise DamagedCheckpoint(f"{why}, and no other trained step is left.")
 
+    def check(self) -> None:
+        """Raise OSError if what was being saved is known not to have been written."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def wait(self) -> None:
         """Return once everything is on disk; OSError if it could not be written."""
         pending, self._pending = self._pending, None
@@ -179,6 +185,7 @@ class Checkpoints:
             "leaves": digests.of_leaves(trees),
         }
         try:
+            self._find_room(trees)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 checkpointer.save(
                     unfinished,
@@ -192,7 +199,7 @@ class Checkpoints:
             self._remove([step])  # saved before, without a validation
             unfinished.rename(self._path(step))
             self._remove(self._superseded())
-        except Exception as error:  # tensorstore has many
+        except Exception as error:  # whatever Orbax and tensorstore raise
             for path in self.directory.glob(f"{step}{_UNFINISHED}*"):
                 shutil.rmtree(path, ignore_errors=True)
             last = self.steps()[-1:] or "none"
@@ -201,6 +208,15 @@ class Checkpoints:
                 f"room, then go on with --resume from the last good one, step {last[0]} "
                 f"({_first_sentence(error)})."
             ) from error
+
+    def _find_room(self, trees):
+        """Raise OSError where the disk is full; tensorstore would print tracebacks of its own."""
+        if not hasattr(os, "posix_fallocate"):
+            return
+        leaves = jax.tree.leaves(trees)
+        size = sum(x.nbytes for x in leaves) + 1024 * len(leaves) + 2**16  # and what describes them
+        with tempfile.TemporaryFile(dir=self.directory) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
     def _records(self):
         """What is on record of each step; and of those without a record, what is wrong."""
@@ -247,7 +263,7 @@ class Checkpoints:
                 restored = checkpointer.restore(
                     directory, args=ocp.args.Composite(data=ocp.args.JsonRestore(), **items)
                 )
-        except Exception as error:  # tensorstore has many
+        except Exception as error:  # as above
             raise DamagedCheckpoint(
                 f"{directory} cannot be read ({_first_sentence(error)})"
             ) from error
