@@ -292,8 +292,19 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_the_last(
         with pytest.raises(OSError, match=r"of step 2 could not be .* last good one, step 1 \("):
             checkpoints.wait()
     checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdecimal()) == ["0", "1"]
+    Checkpoints(tmp_path, "mark", create=True)  # the next session clears away what is left
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
     assert_same(Checkpoints(tmp_path, "mark").restore(a_state(0), some_batches()), a_state(1))
+
+
+def test_the_very_first_checkpoint_that_cannot_be_written_is_told(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "mark", create=True)
+    with full_disk(0):
+        checkpoints.save(a_state(0), some_batches(), {"best_by": 0.3})
+        with pytest.raises(OSError, match="from the last good one, there is none \\("):
+            checkpoints.wait()
+    checkpoints.close()
 
 
 def test_digests_tell_type_shape_and_content_apart():

@@ -202,10 +202,10 @@ class Checkpoints:
         except Exception as error:  # whatever Orbax and tensorstore raise
             for path in self.directory.glob(f"{step}{_UNFINISHED}*"):
                 shutil.rmtree(path, ignore_errors=True)
-            last = self.steps()[-1:] or "none"
+            last = ", ".join(f"step {good}" for good in self.steps()[-1:]) or "there is none"
             raise OSError(
                 f"The checkpoint of step {step} could not be written to {self.directory}: make "
-                f"room, then go on with --resume from the last good one, step {last[0]} "
+                f"room, then go on with --resume from the last good one, {last} "
                 f"({_first_sentence(error)})."
             ) from error
 
