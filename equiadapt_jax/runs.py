@@ -23,6 +23,7 @@ from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_pre
 from equiadapt_jax.evaluation.report import leave, table
 from equiadapt_jax.training.build import build_model, build_prior
 from equiadapt_jax.training.checkpoints import Checkpoints
+from equiadapt_jax.training.logging import read_log
 from equiadapt_jax.training.workdir import environment, mark, read_config, read_environment
 
 
@@ -124,7 +125,7 @@ def evaluate(
             },
             settings=dataclasses.asdict(config),
             prior=_probabilities(prior, model.group),
-            history=_history(Path(workdir) / "metrics.jsonl"),
+            history=read_log(Path(workdir) / "metrics.jsonl"),
         )  # fmt: skip
     text = table(findings.metrics, findings.turns.labels, str(findings.turns.group))
     return dict(findings.metrics), text
@@ -173,14 +174,6 @@ def _listed(versions):
 
 def _probabilities(prior, group):
     return np.asarray(getattr(prior, "probabilities", np.eye(group.order)[0]))
-
-
-def _history(path):
-    """The lines of metrics.jsonl that are whole."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def check_same_kind(dataset: Dataset, facts: Mapping[str, Any]) -> None:

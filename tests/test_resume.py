@@ -197,7 +197,9 @@ def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
 
 
 def test_a_killed_log_line_is_dropped_and_none_comes_twice(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 1.\n[]\n{"step": 2}\n{"step": 3}\n{"st'
+    )
     log = MetricsLog(tmp_path, settings.Logging(), after=2)
     for step in (2, 3):
         log(step, {"loss": 0.5})

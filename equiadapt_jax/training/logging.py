@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.training.config import Logging
@@ -18,10 +19,10 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, settings: Logging, *, after: int = 0, name: str = ""):
         path = workdir / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= after]
+        kept = [entry for entry in read_log(path) if entry["step"] <= after]
         with whole(path) as unfinished:
-            unfinished.write_text("".join(kept))
-        self._last = json.loads(kept[-1])["step"] if kept else -1
+            unfinished.write_text("".join(map(_line, kept)))
+        self._last = kept[-1]["step"] if kept else -1
         self._file = path.open("a")
         self._tensorboard, self._wandb = None, None
         if settings.tensorboard:
@@ -35,7 +36,7 @@ class MetricsLog:
         if step <= self._last:
             return
         try:
-            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.write(_line({"step": step, **figures}))
             self._file.flush()
         except OSError as error:
             raise OSError(
@@ -58,11 +59,21 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def _lines(path):
-    if not path.exists():
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, but for those that are damaged; none where there is no file."""
+    if not path.is_file():
         return []
-    # A line without its end was being written when the run was killed.
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    entries = []
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # it was being written when the run was killed
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                entries.append(entry)
+    return entries
+
+
+def _line(entry):
+    return json.dumps(entry) + "\n"
 
 
 def _import(module, extra):
