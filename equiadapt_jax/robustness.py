@@ -127,7 +127,8 @@ def read_predictor(predictor: str) -> Pretrained | Callable[[Any], Any]:
             return made
         found = made
     raise TypeError(
-        f"{predictor} is or returns a {type(found).__name__}: a function of images, an "
+        f"{predictor} is or returns a {type(found).__name__}: a function of images (whatever can "
+        "be called with one argument is called with them), an "
         "equiadapt_jax.predictors.Pretrained, or a function without arguments that returns one "
         "is needed."
     )

@@ -24,7 +24,12 @@ from equiadapt_jax.evaluation.report import leave, table
 from equiadapt_jax.training.build import build_model, build_prior
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.logging import read_log
-from equiadapt_jax.training.workdir import environment, mark, read_config, read_environment
+from equiadapt_jax.training.workdir import (
+    environment,
+    read_config,
+    read_environment,
+    read_fingerprint,
+)
 
 
 def load(workdir: str | os.PathLike, step: int | None = None) -> tuple[Any, Any, Adapted]:
@@ -48,7 +53,7 @@ def _load(workdir, step=None):
     model = build_model(config, len(dataset["classes"]))
     example = jnp.zeros((1, *dataset["shape"]))
     like = jax.eval_shape(model.init, jax.random.key(0), example)
-    checkpoints = Checkpoints(Path(workdir) / "checkpoints", mark(config, dataset))
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_fingerprint(workdir))
     if step is None:
         step, (params, state) = checkpoints.restore_best(like)
     else:

@@ -270,7 +270,7 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
 
 def test_eight_devices_train_as_one_does(finished, tiny, tmp_path):
     config = tiny()
-    (tmp_path / "config.json").write_text(settings.to_json(config))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     program = (
         "import json, sys; from equiadapt_jax.training import config, run; import jax;"
         "assert jax.device_count() == 8;"

@@ -107,18 +107,19 @@ def pose_bars(poses: Sequence[str], found: np.ndarray, prior: np.ndarray, label:
 def curves(
     series: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], label: str, *, percent: bool
 ) -> str:
-    """Lines over the steps of training, from zero up; `series`: name → (class, [(step, value)]).
+    """Lines over the steps of training, zero among the values.
 
-    A series whose class has "points" in it is drawn as points.
+    `series` is name → (class, [(step, value)]). A series whose class has "points" in it is drawn as points.
     """
     width, height, foot = 290, 200, 36
-    steps = [step for _, points in series.values() for step, _ in points]
+    last = max(1, *(step for _, points in series.values() for step, _ in points))
     values = [value for _, points in series.values() for _, value in points]
     high = 1.0 if percent else _nice_above(max(values))
-    x, y = _scale(0, max(steps), LEFT, width - RIGHT - 6), _scale(0, high, height - foot, TOP)
+    low = 0.0 if percent or min(values) >= 0 else -_nice_above(-min(values))
+    x, y = _scale(0, last, LEFT, width - RIGHT - 6), _scale(low, high, height - foot, TOP)
     as_text = (lambda v: f"{100 * v:g} %") if percent else (lambda v: f"{v:.3g}")
-    parts = _grid_y(y, np.linspace(0, high, 5), width, as_text)
-    for tick in _nice_ticks(max(steps)):
+    parts = _grid_y(y, np.linspace(low, high, 5), width, as_text)
+    for tick in _nice_ticks(last):
         parts.append(_text(x(tick), height - foot + 16, f"{tick:g}", "middle"))
     parts.append(_text((LEFT + width) / 2, height - 4, "step", "middle"))
     for name, (css, points) in series.items():

@@ -123,7 +123,8 @@ def make_evaluator(
       name: of the model; `evaluate` then raises FloatingPointError for logits that are not finite.
     """
 
-    def look(params, state, images, turn, first):
+    @jax.jit
+    def look_inside(params, state, images, turn, first):
         turned, angle, mirrored = turns.apply(images, turn, first)
         logits, pose, *scores = predict(params, state, turned)
         if pose is None:
@@ -141,7 +142,7 @@ def make_evaluator(
         turned = np.array(turn_only(images, turn, first))  # a copy, as PyTorch wants to own it
         return {"logits": predict(params, state, turned)[0]}
 
-    look = jax.jit(look) if traced else look_outside
+    look = look_inside if traced else look_outside
 
     def evaluate(params, state, batches):
         names, label, rows, first = [], [], [], 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ class MetricsLog:
         self._file = path.open("a")
         self._tensorboard, self._wandb = None, None
         if settings.tensorboard:
-            self._tensorboard = _import("tensorboardX", "tensorboard").SummaryWriter(str(workdir))
+            self._tensorboard = _import("tensorboardX", "tensorboard").SummaryWriter(
+                str(workdir), purge_step=after + 1
+            )
         if settings.wandb:
             wandb = _import("wandb", "wandb")
             self._wandb = wandb.init(project=settings.wandb, name=name, dir=str(workdir))
@@ -38,6 +41,7 @@ class MetricsLog:
         try:
             self._file.write(_line({"step": step, **figures}))
             self._file.flush()
+            os.fsync(self._file.fileno())  # a checkpoint that comes after it counts on it
         except OSError as error:
             raise OSError(
                 f"{self._file.name} could not be continued at step {step}: {error.strerror}; make "
