@@ -109,7 +109,7 @@ def curves(
 ) -> str:
     """Lines over the steps of training, zero among the values.
 
-    `series` is name → (class, [(step, value)]). A series whose class has "points" in it is drawn as points.
+    `series` is name → (class, [(step, value)]); a class with "points" in it is drawn so.
     """
     width, height, foot = 290, 200, 36
     last = max(1, *(step for _, points in series.values() for step, _ in points))
