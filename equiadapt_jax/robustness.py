@@ -127,10 +127,9 @@ def read_predictor(predictor: str) -> Pretrained | Callable[[Any], Any]:
             return made
         found = made
     raise TypeError(
-        f"{predictor} is or returns a {type(found).__name__}: a function of images (whatever can "
-        "be called with one argument is called with them), an "
+        f"{predictor} is or returns a {type(found).__name__}: a function of images, an "
         "equiadapt_jax.predictors.Pretrained, or a function without arguments that returns one "
-        "is needed."
+        "is needed (what can be called with one argument is called with images)."
     )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 
-import equiadapt_jax
 from equiadapt_jax.data import Dataset
 from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.training.config import Config, differences, fingerprint, from_dict
@@ -55,18 +54,24 @@ def describe(dataset: Dataset, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """The command, versions and device of this process."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "equiadapt-jax")
     devices = jax.devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "command": shlex.join(["python", *sys.argv]),
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-            "equiadapt_jax": equiadapt_jax.__version__,
+            **{name: _version(name) for name in packages},
         },
         "device": f"{len(devices)} × {devices[0].device_kind}, {cores} CPU cores",
     }
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # used from where it lies
+        return "not installed"
 
 
 def open_workdir(
