@@ -22,7 +22,6 @@ def fill(
     arrays: Mapping[str, np.ndarray],
     wanted: Mapping[str, Shape],
     dtype: DTypeLike = np.float32,
-    *,
     with_head: bool = True,
 ) -> dict[str, np.ndarray]:
     """Return every leaf of `wanted`, path → shape, from the arrays of a file, as `dtype`.

@@ -56,6 +56,8 @@ def recognize(
     an unknown layout, sizes that do not exist, and a `config` that contradicts the file or asks
     for what the networks do not have.
     """
+    if heads is not None and (not isinstance(heads, int) or heads < 1):
+        raise ValueError(f"heads must be a positive number, got {heads!r}.")
     layout, prefix = _find_layout(shapes)
     for template, reason in layout.refused:
         for key in matching(shapes, (template,), prefix):
@@ -167,7 +169,7 @@ def _vit(layout, prefix, sizes, config, heads, keys) -> Recognized:
         "class_token": class_token,
         "registers": sizes.get("reg_token", (1, 0, width))[1] + distilled,
         "layer_scale": 1.0 if any("/ls1/" in path for path in sizes) else None,
-        "norm_eps": config.get("layer_norm_eps", layout.norm_eps),
+        "norm_eps": _number(config, "layer_norm_eps", layout.norm_eps),
     }
     return Recognized(
         layout, prefix, fields, _classes(sizes, "head"), patches[2], fields["heads"], grid,
@@ -226,7 +228,7 @@ def _pool(sizes, keys, width: int, config: Mapping[str, Any]) -> str:
     pools = {"token": "token", "avg": "norm_mean"}
     default = "token" if "cls_token" in sizes else "avg"
     said = config.get("global_pool") or default
-    if said not in pools:
+    if not isinstance(said, str) or said not in pools:
         raise ValueError(
             f"config.json says global_pool={said!r}, which ViT does not have: only "
             f"{' and '.join(pools)} are."
@@ -236,7 +238,7 @@ def _pool(sizes, keys, width: int, config: Mapping[str, Any]) -> str:
 
 def _heads(layout, prefix, shapes, config) -> int | None:
     if "num_attention_heads" in config:
-        return config["num_attention_heads"]
+        return int(_number(config, "num_attention_heads", 1))
     found = [
         axes.heads_of(shapes[key], rule.axes)
         for rule, _, keys in expand(layout, prefix, shapes)
@@ -254,6 +256,13 @@ def _usual_heads(width: int) -> int:
             "are no multiple of the usual 64 for each: give heads=."
         )
     return _HEADS.get(width, width // 64)
+
+
+def _number(config: Mapping[str, Any], word: str, default: float) -> float:
+    value = config.get(word, default)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"config.json says {word}={value!r}, which is no positive number.")
+    return value
 
 
 # Words of Hugging Face's config.json, and what they are called here.

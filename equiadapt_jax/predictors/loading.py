@@ -1,5 +1,6 @@
 """Pretrained networks from the weight files that people have."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from equiadapt_jax.predictors.stem import adapt_stem
 from equiadapt_jax.predictors.vit import ViT
 
 Head = Literal["keep"] | int | None
+Shapes = dict[str, tuple[int, ...]]
 
 
 def load(
@@ -37,9 +39,9 @@ def load(
     `path` is a file (`.safetensors`, also several by their `.index.json`; `.npz`; and, where
     PyTorch is installed, `.pth`, `.pt` or `.bin`, of which only tensors are read), a Hugging Face
     directory, or "hf://owner/name" or "hf://owner/name@revision" on the Hugging Face hub (needs
-    huggingface_hub). Layout and architecture are recognized from keys and shapes: ViT and DeiT of timm, torchvision,
-    Hugging Face and Google; DINOv2 of Hugging Face, timm and its authors; ResNet of timm,
-    torchvision and Hugging Face, and the CIFAR ResNets in PyTorch's key names.
+    huggingface_hub). Layout and architecture are recognized from keys and shapes: ViT and DeiT of
+    timm, torchvision, Hugging Face and Google; DINOv2 of Hugging Face, timm and its authors; ResNet
+    of timm, torchvision and Hugging Face, and the CIFAR ResNets in PyTorch's key names.
 
     Args:
       path: of the weights. A `config.json` and `preprocessor_config.json` beside them are read.
@@ -77,15 +79,12 @@ def load(
         files.check_digest(file, sha256)
     config = files.read_json(file.parent / "config.json")
     preprocess = preprocess or _preprocess_beside(file, config)
-    arrays = files.read(file)
-    found = recognition.recognize({k: v.shape for k, v in arrays.items()}, config, heads)
-    if head == "keep" and found.num_classes is None:
-        raise ValueError(
-            f"{file} has no classifier to keep: give head=None for features, or a number of "
-            "classes for a fresh one."
+    try:
+        network, params, state = _convert(
+            files.read(file), config, head, heads, image_size, np.dtype(dtype)
         )
-    network = _network(found, found.num_classes if head == "keep" else head)
-    params, state = _trees(network, found, arrays, head == "keep", image_size, np.dtype(dtype))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     if channels is not None:
         params = adapt_stem(params, channels, preprocess)
         preprocess = preprocess.for_channels(channels)
@@ -114,47 +113,48 @@ def _preprocess_beside(file: Path, config: Mapping[str, Any]) -> Preprocess:
     mean, std = said.get("image_mean"), said.get("image_std")
     if said.get("do_normalize") is False:
         mean, std = 0.0, 1.0
-    if mean is None or std is None:
-        cfg = config.get("pretrained_cfg", {})
-        mean, std = cfg.get("mean"), cfg.get("std")
+    if not math.isclose(255 * said.get("rescale_factor", 1 / 255), 1) or (
+        said.get("do_rescale") is False
+    ):
+        mean = std = None  # of images on another scale than [0, 1]
+    elif mean is None and isinstance(config.get("pretrained_cfg"), dict):
+        mean, std = (config["pretrained_cfg"].get(name) for name in ("mean", "std"))
     if mean is None or std is None:
         raise ValueError(
             f"no preprocess, and neither preprocessor_config.json nor timm's config.json beside "
-            f"{file} says it. Keys cannot tell, so give what the network was trained with: "
-            "Preprocess(mean=0.5, std=0.5) is usual for ViTs of Google and timm, Preprocess(mean="
-            "(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)) for ResNets, torchvision, DeiT and "
-            "DINOv2."
+            f"{file} says it for images in [0, 1]. Keys cannot tell, so give what the network was "
+            "trained with: Preprocess(mean=0.5, std=0.5) is usual for ViTs of Google and timm, "
+            "Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)) for ResNets, "
+            "torchvision, DeiT and DINOv2."
         )
-    return Preprocess(mean, std)
+    try:
+        return Preprocess(mean, std)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the files beside {file} give a mean or std that is none: {error}"
+        ) from None
 
 
-def _network(found: recognition.Recognized, num_classes: int | None) -> Network:
-    family = {"vit": ViT, "resnet": ResNet}[found.layout.family]
-    return from_linen(family(num_classes, **found.fields))
-
-
-def _trees(
-    network: Network,
-    found: recognition.Recognized,
+def _convert(
     arrays: Mapping[str, np.ndarray],
-    keep_head: bool,
+    config: Mapping[str, Any],
+    head: Head,
+    heads: int | None,
     image_size: int | None,
     dtype: np.dtype,
-) -> tuple[dict, dict]:
-    """Parameters and state of `network`; a classifier that is not kept is zero."""
-    params, state = _shapes(network, found)
-    statistics = state.get("batch_stats", {})
-    all_shapes = _flat(params) | _flat(statistics)
-    wanted = {
-        path: shape
-        for path, shape in all_shapes.items()
-        if keep_head or not path.startswith(("head/", "fc/"))
-    }
-    if found.layout.family == "vit":
-        wanted |= {"pos_embed": (1, found.positions, found.fields["width"])}
-        if found.distilled:
-            wanted["dist_token"] = wanted.pop("reg_token")
-    leaves = filling.fill(found, arrays, wanted, dtype, with_head=keep_head)
+) -> tuple[Network, dict, dict]:
+    """The network of a file, its parameters and its state; a fresh classifier is zero."""
+    found = recognition.recognize({k: v.shape for k, v in arrays.items()}, config, heads)
+    keep = head == "keep"
+    if keep and found.num_classes is None:
+        raise ValueError(
+            "no classifier to keep: give head=None for features, or a number of classes for a "
+            "fresh one."
+        )
+    family = {"vit": ViT, "resnet": ResNet}[found.layout.family]
+    network = from_linen(family(found.num_classes if keep else head, **found.fields))
+    params, statistics = _shapes(network, found)
+    leaves = filling.fill(found, arrays, _wanted(found, params | statistics, keep), dtype, keep)
     if found.layout.family == "vit":
         leaves = positions.arrange(
             leaves,
@@ -168,19 +168,28 @@ def _trees(
         made = {path: leaves.get(path, np.zeros(shape, dtype)) for path, shape in shapes.items()}
         return traverse_util.unflatten_dict(made, sep="/")
 
-    stats = {"batch_stats": tree(_flat(statistics))} if statistics else {}
-    return tree(_flat(params)), stats
+    return network, tree(params), {"batch_stats": tree(statistics)} if statistics else {}
 
 
-def _shapes(network: Network, found: recognition.Recognized) -> tuple[Any, Any]:
-    """Parameters and state, as abstract arrays."""
+def _wanted(found: recognition.Recognized, shapes: Shapes, keep_head: bool) -> Shapes:
+    """The shapes that the file shall fill: without a fresh classifier, positions as they are."""
+    heads = () if keep_head else ("head/", "fc/")
+    wanted = {path: shape for path, shape in shapes.items() if not path.startswith(heads)}
+    if found.layout.family == "vit":
+        wanted["pos_embed"] = (1, found.positions, found.fields["width"])
+    if found.distilled:
+        wanted["dist_token"] = wanted.pop("reg_token")
+    return wanted
+
+
+def _shapes(network: Network, found: recognition.Recognized) -> tuple[Shapes, Shapes]:
+    """Shapes of the parameters and of the statistics, by path."""
     side = found.grid * found.fields["patch"] if found.grid else 64
     images = jax.ShapeDtypeStruct((1, side, side, found.channels), jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), images)
-
-
-def _flat(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    params, state = jax.eval_shape(network.init, jax.random.key(0), images)
+    flat = (traverse_util.flatten_dict(t, sep="/") for t in (params, state.get("batch_stats", {})))
+    first, second = ({path: leaf.shape for path, leaf in leaves.items()} for leaves in flat)
+    return first, second
 
 
 def _grid(found: recognition.Recognized, image_size: int | None) -> int:
