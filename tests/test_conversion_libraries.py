@@ -6,6 +6,7 @@ Skipped, each part, where the library is not installed. Small networks with rand
 import functools
 import importlib
 import json
+import sys
 import warnings
 
 import jax
@@ -52,19 +53,20 @@ def library(name):
     """The library, its warnings aside, or a skip."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if name in ("timm", "torchvision"):
-            declare_operators()
+        declare_operators()  # transformers and timm import torchvision
         return pytest.importorskip(name, reason=f"{name} is not installed")
 
 
 @functools.cache
 def declare_operators():
-    """What torchvision wants of its binary part, which may be built for another PyTorch."""
+    """What torchvision wants of its binary part, which may be made for another PyTorch."""
     try:
         importlib.import_module("torchvision")
     except ImportError:
         return None
     except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
         definitions = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             definitions.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -119,7 +121,7 @@ def test_backbones_of_transformers(name, tmp_path, x64):
     randomize(model, 0).eval().save_pretrained(tmp_path)
     x = wf.images()
     with torch.no_grad():
-        pixels = torch.from_numpy(np.moveaxis(wf.HALF(x), -1, 1).copy())
+        pixels = torch.from_numpy(np.moveaxis((x - 0.5) / 0.5, -1, 1).copy())
         expected = model(pixels).last_hidden_state[:, 0].numpy()
     assert wf.error(tmp_path, expected, x, head=None, dtype=jnp.float64) < 1e-10
 
@@ -200,12 +202,13 @@ def test_positions_are_resampled_as_timm_does(new):
     library("timm")
     from timm.layers import resample_abs_pos_embed
 
+    # timm's arithmetic is in float32, where points of the grid are off by a part in 10⁶.
     held = np.random.default_rng(0).normal(size=(1, 196, 6)).astype(np.float32)
     expected = resample_abs_pos_embed(
         torch.from_numpy(held), [new, new], [14, 14], num_prefix_tokens=0
     ).numpy()
     ours = positions.resample(held, 14, new, antialias=True)
-    assert np.abs(ours - expected).max() < 1e-6 * expected.std()
+    assert np.abs(ours - expected).max() < 1e-5 * expected.std()
 
 
 def test_vit_of_torchvision(tmp_path, x64):

@@ -43,7 +43,6 @@ def fill(
         if all(whole):
             parts = [axes.convert(arrays[key].astype(dtype), rule.axes) for key in keys]
             leaves[path] = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-    _check_head(found, arrays, with_head)
     ignored = found.layout.ignorable + (() if with_head else found.layout.classifier)
     unexpected = set(arrays) - used - set(matching(arrays, ignored, found.prefix))
     for key in sorted(unexpected):
@@ -88,12 +87,6 @@ def _check(
     if bad:
         problems["not finite"].append(f"{name}: {bad} of its values")
     return not bad
-
-
-def _check_head(found: Recognized, arrays: Mapping[str, np.ndarray], with_head: bool) -> None:
-    for template, reason in found.layout.refused_head if with_head else ():
-        for key in matching(arrays, (template,), found.prefix):
-            raise ValueError(f"{found.layout.name} with {key}: {reason}.")
 
 
 def _text(shape: Shape) -> str:

@@ -39,7 +39,8 @@ class Layout:
       refused: patterns of keys, each with the reason why a file that has one is refused.
       refused_head: likewise where the classifier is wanted.
       norm_eps: of LayerNorm, where no config.json says it.
-      antialias: how this library resamples position embeddings, see `positions.resample`.
+      antialias: how this library resamples position embeddings, see `positions.resample`; with
+        registers all of them do so with a filter.
     """
 
     name: str

@@ -32,6 +32,7 @@ class Recognized:
       grid: patches along a side of the image, 0 for a ResNet.
       positions: position embeddings in the file, for patches and other tokens.
       distilled: whether there is a distillation token.
+      antialias: how position embeddings are resampled, see `positions.resample`.
     """
 
     layout: Layout
@@ -43,15 +44,20 @@ class Recognized:
     grid: int = 0
     positions: int = 0
     distilled: bool = False
+    antialias: bool = True
 
 
 def recognize(
-    shapes: Mapping[str, Shape], config: Mapping[str, Any], heads: int | None = None
+    shapes: Mapping[str, Shape],
+    config: Mapping[str, Any],
+    heads: int | None = None,
+    with_head: bool = True,
 ) -> Recognized:
     """Return what a file with these keys and shapes holds.
 
     `config` is the content of the config.json beside it, `{}` for none: it gives what shapes do
-    not say (heads, epsilon, pooling) and must not contradict them. Where a key is missing that a
+    not say (heads, epsilon, pooling) and must not contradict them; `with_head` says whether the
+    classifier is wanted. Where a key is missing that a
     size is read from, that size is made up: filling the tree names the key. Raises ValueError for
     an unknown layout, sizes that do not exist, and a `config` that contradicts the file or asks
     for what the networks do not have.
@@ -59,7 +65,7 @@ def recognize(
     if heads is not None and (not isinstance(heads, int) or heads < 1):
         raise ValueError(f"heads must be a positive number, got {heads!r}.")
     layout, prefix = _find_layout(shapes)
-    for template, reason in layout.refused:
+    for template, reason in layout.refused + (layout.refused_head if with_head else ()):
         for key in matching(shapes, (template,), prefix):
             raise ValueError(f"{layout.name} with {key}: {reason}.")
     sizes = _sizes(layout, prefix, shapes)
@@ -173,7 +179,7 @@ def _vit(layout, prefix, sizes, config, heads, keys) -> Recognized:
     }
     return Recognized(
         layout, prefix, fields, _classes(sizes, "head"), patches[2], fields["heads"], grid,
-        positions, distilled,
+        positions, distilled, layout.antialias or "reg_token" in sizes,
     )  # fmt: skip
 
 

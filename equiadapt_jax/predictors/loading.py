@@ -49,8 +49,8 @@ def load(
         weights: `image_mean` and `image_std`, or timm's `pretrained_cfg`.
       sha256: the hexadecimal digest that the weight file must have; compared before it is read.
       image_size: side of the images in pixels; a ViT whose grid of patches differs gets its
-        position embeddings resampled (bicubic; with a filter against aliasing as timm does, for
-        Hugging Face's layouts without, as they do). A ResNet takes any size as it is.
+        position embeddings resampled (bicubic; with a filter against aliasing as timm does, but
+        none for Hugging Face's ViTs without registers, as there). A ResNet takes any size.
       head: "keep" keeps the classifier, None leaves it away (features), and a number gives a fresh
         one for so many classes, of zeros: all logits are zero until it is trained.
       channels: of the images, 1 to 13, by `adapt_stem`; `preprocess` follows.
@@ -144,8 +144,9 @@ def _convert(
     dtype: np.dtype,
 ) -> tuple[Network, dict, dict]:
     """The network of a file, its parameters and its state; a fresh classifier is zero."""
-    found = recognition.recognize({k: v.shape for k, v in arrays.items()}, config, heads)
     keep = head == "keep"
+    shapes = {key: array.shape for key, array in arrays.items()}
+    found = recognition.recognize(shapes, config, heads, keep)
     if keep and found.num_classes is None:
         raise ValueError(
             "no classifier to keep: give head=None for features, or a number of classes for a "
@@ -161,7 +162,7 @@ def _convert(
             class_token=found.fields["class_token"],
             grid=found.grid,
             new_grid=_grid(found, image_size),
-            antialias=found.layout.antialias,
+            antialias=found.antialias,
         )
 
     def tree(shapes):
