@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -47,7 +48,8 @@ def fill(
     unexpected = set(arrays) - used - set(matching(arrays, ignored, found.prefix))
     for key in sorted(unexpected):
         problems["unexpected"].append(f"{key} {_text(arrays[key].shape)}")
-    if problems:
+    problems["doubtful"] += found.doubts
+    if any(problems.values()):
         raise ValueError(_message(found, problems))
     return leaves
 
@@ -95,7 +97,7 @@ def _text(shape: Shape) -> str:
 
 def _message(found: Recognized, problems: Problems) -> str:
     lines = [f"these weights, recognized as {found.layout.name}, do not fit {found.fields}."]
-    for kind, items in problems.items():
+    for kind, items in filter(itemgetter(1), problems.items()):
         rest = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
         lines.append(f"  {kind}: {'; '.join(items[:_SHOWN])}{rest}")
     return "\n".join(lines)

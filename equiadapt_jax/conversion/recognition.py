@@ -33,6 +33,7 @@ class Recognized:
       positions: position embeddings in the file, for patches and other tokens.
       distilled: whether there is a distillation token.
       antialias: how position embeddings are resampled, see `positions.resample`.
+      doubts: what does not fit together, for the one message in which `filling.fill` tells all.
     """
 
     layout: Layout
@@ -45,6 +46,7 @@ class Recognized:
     positions: int = 0
     distilled: bool = False
     antialias: bool = True
+    doubts: tuple[str, ...] = ()
 
 
 def recognize(
@@ -57,10 +59,9 @@ def recognize(
 
     `config` is the content of the config.json beside it, `{}` for none: it gives what shapes do
     not say (heads, epsilon, pooling) and must not contradict them; `with_head` says whether the
-    classifier is wanted. Where a key is missing that a
-    size is read from, that size is made up: filling the tree names the key. Raises ValueError for
-    an unknown layout, sizes that do not exist, and a `config` that contradicts the file or asks
-    for what the networks do not have.
+    classifier is wanted. Where a key is missing that a size is read from, that size is made up:
+    filling the tree names the key, with all other doubts. Raises ValueError for an unknown
+    layout, heads that cannot be known, and what the networks do not have.
     """
     if heads is not None and (not isinstance(heads, int) or heads < 1):
         raise ValueError(f"heads must be a positive number, got {heads!r}.")
@@ -70,17 +71,27 @@ def recognize(
             raise ValueError(f"{layout.name} with {key}: {reason}.")
     sizes = _sizes(layout, prefix, shapes)
     make = _vit if layout.family == "vit" else _resnet
-    found = make(
-        layout, prefix, sizes, config, heads or _heads(layout, prefix, shapes, config), shapes
-    )
-    _check_config(found, config)
-    return found
+    heads = heads or _heads(layout, prefix, shapes, config)
+    found = make(layout, prefix, sizes, config, heads, shapes)
+    doubts = [*found.doubts, *_contradictions(found, config)]
+    if with_head and found.num_classes is None:
+        doubts.append(
+            f"no classifier to keep, such as {', '.join(_head_keys(found))}: give head=None for "
+            "features, or a number of classes for a fresh one"
+        )
+    return dataclasses.replace(found, doubts=tuple(doubts))
 
 
 def matching(keys: Iterable[str], templates: Iterable[str], prefix: str) -> list[str]:
     """Return those of `keys` that match a regular expression, in which `{prefix}` is replaced."""
     patterns = [re.compile(t.replace("{prefix}", re.escape(prefix))) for t in templates]
     return [key for key in keys if any(p.fullmatch(key) for p in patterns)]
+
+
+def _head_keys(found: Recognized) -> list[str]:
+    """The keys that the classifier may have."""
+    rules = [rule for rule in found.layout.rules if rule.path.split("/")[0] in ("head", "fc")]
+    return [key for rule in rules for key in keys_of(rule, found.prefix, "")]
 
 
 def _find_layout(keys: Iterable[str]) -> tuple[Layout, str]:
@@ -162,24 +173,28 @@ def _length(paths: Iterable[str], name: str) -> int:
 
 def _vit(layout, prefix, sizes, config, heads, keys) -> Recognized:
     width = _vote(sizes, r"blocks_\d+/norm1/scale", 0, 64)
-    class_token, distilled = "cls_token" in sizes, "dist_token" in sizes
+    distilled = "dist_token" in sizes
+    rows = sizes.get("pos_embed", (1, 1, width))[1]
+    # Where the positions are one too many for a grid, the token is there but for its key.
+    class_token = "cls_token" in sizes or (not _side(rows) and _side(rows - 1) > 0)
     patches = sizes.get("patch_embed/kernel", (16, 16, 3, width))
-    grid, positions = _positions(layout, prefix, sizes, class_token + distilled)
+    registers = int(_number(config, "num_register_tokens", sizes.get("reg_token", (1, 0))[1], 0))
+    grid, doubts = _grid(layout, prefix, rows, class_token + distilled)
     fields = {
         "patch": max(patches[0], 1),
         "width": width,
         "depth": _length(sizes, "blocks_"),
         "heads": heads or _usual_heads(width),
         "mlp_dim": _vote(sizes, r"blocks_\d+/mlp/fc1/bias", 0, 4 * width),
-        "pool": _pool(sizes, keys, width, config),
+        "pool": _pool(sizes, keys, width, class_token, config),
         "class_token": class_token,
-        "registers": sizes.get("reg_token", (1, 0, width))[1] + distilled,
+        "registers": registers + distilled,
         "layer_scale": 1.0 if any("/ls1/" in path for path in sizes) else None,
         "norm_eps": _number(config, "layer_norm_eps", layout.norm_eps),
     }
     return Recognized(
         layout, prefix, fields, _classes(sizes, "head"), patches[2], fields["heads"], grid,
-        positions, distilled, layout.antialias or "reg_token" in sizes,
+        rows, distilled, layout.antialias or registers > 0, doubts,
     )  # fmt: skip
 
 
@@ -209,30 +224,32 @@ def _classes(sizes: Mapping[str, Shape], head: str) -> int | None:
     return bias[0] if bias else kernel[1] if kernel else None
 
 
-def _positions(layout, prefix, sizes, tokens: int) -> tuple[int, int]:
-    """Patches along a side, and rows of `pos_embed`."""
-    if "pos_embed" not in sizes:
-        return 1, 1 + tokens
-    rows = sizes["pos_embed"][1]
-    # DeiT III and DINOv2 with registers, in timm, have none for the class token.
-    for others in (tokens, 0) if tokens < 2 else (tokens,):
-        side = math.isqrt(max(rows - others, 0))
-        if side and side**2 == rows - others:
-            return side, rows
+def _side(rows: int) -> int:
+    """Side of a square of so many patches, 0 where it is none."""
+    side = math.isqrt(max(rows, 0))
+    return side if side**2 == rows else 0
+
+
+def _grid(layout, prefix, rows: int, tokens: int) -> tuple[int, tuple[str, ...]]:
+    """Patches along a side, and what is to be doubted of it."""
+    # DeiT III and DINOv2 with registers, in timm, have no position for the class token.
+    side = _side(rows - tokens) or (tokens < 2 and _side(rows))
+    if side:
+        return side, ()
     rule = next(rule for rule in layout.rules if rule.path == "pos_embed")
-    raise ValueError(
-        f"{keys_of(rule, prefix, '')[0]} of shape {sizes['pos_embed']} holds {rows} positions, "
-        f"which are not those of a square grid of patches and of {tokens} tokens before it."
+    return 1, (
+        f"{keys_of(rule, prefix, '')[0]} holds {rows} positions, which are not those of a square "
+        f"grid of patches and of {tokens} tokens before it",
     )
 
 
-def _pool(sizes, keys, width: int, config: Mapping[str, Any]) -> str:
+def _pool(sizes, keys, width: int, class_token: bool, config: Mapping[str, Any]) -> str:
     if sizes.get("head/kernel", (0,))[0] == 2 * width:
         return "token_mean"
     if any(key.startswith("fc_norm.") for key in keys):
         return "mean"
     pools = {"token": "token", "avg": "norm_mean"}
-    default = "token" if "cls_token" in sizes else "avg"
+    default = "token" if class_token else "avg"
     said = config.get("global_pool") or default
     if not isinstance(said, str) or said not in pools:
         raise ValueError(
@@ -264,10 +281,10 @@ def _usual_heads(width: int) -> int:
     return _HEADS.get(width, width // 64)
 
 
-def _number(config: Mapping[str, Any], word: str, default: float) -> float:
+def _number(config: Mapping[str, Any], word: str, default: float, least: float = 1e-30) -> float:
     value = config.get(word, default)
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"config.json says {word}={value!r}, which is no positive number.")
+    if not isinstance(value, int | float) or not least <= value < 1e6:
+        raise ValueError(f"config.json says {word}={value!r}, which cannot be.")
     return value
 
 
@@ -277,7 +294,6 @@ _WORDS = {
     "num_hidden_layers": "depth",
     "patch_size": "patch",
     "intermediate_size": "mlp_dim",
-    "num_register_tokens": "registers",
     "depths": "stage_sizes",
     "layer_type": "block",
 }
@@ -289,16 +305,13 @@ _ONLY = {
 }
 
 
-def _check_config(found: Recognized, config: Mapping[str, Any]) -> None:
-    wrong = []
+def _contradictions(found: Recognized, config: Mapping[str, Any]) -> Iterable[str]:
     for word, field in _WORDS.items():
         said, seen = config.get(word), found.fields.get(field)
         said = tuple(said) if isinstance(said, list) else said
         if None not in (said, seen) and said != seen:
-            wrong.append(f"{word} is {said} there and {seen} in the weights")
+            yield f"{word} is {said} in config.json and {seen} in the weights"
     for word, choices in _ONLY.items():
         if config.get(word, choices[0]) not in choices:
-            said = config[word]
-            wrong.append(f"{word} is {said!r}, where only {choices} can be had here")
-    if wrong:
-        raise ValueError(f"config.json does not fit the {found.layout.name}: {'; '.join(wrong)}.")
+            can = " or ".join(map(repr, choices))
+            yield f"{word} is {config[word]!r} in config.json, where only {can} can be had here"

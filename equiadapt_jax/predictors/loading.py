@@ -147,11 +147,6 @@ def _convert(
     keep = head == "keep"
     shapes = {key: array.shape for key, array in arrays.items()}
     found = recognition.recognize(shapes, config, heads, keep)
-    if keep and found.num_classes is None:
-        raise ValueError(
-            "no classifier to keep: give head=None for features, or a number of classes for a "
-            "fresh one."
-        )
     family = {"vit": ViT, "resnet": ResNet}[found.layout.family]
     network = from_linen(family(found.num_classes if keep else head, **found.fields))
     params, statistics = _shapes(network, found)
