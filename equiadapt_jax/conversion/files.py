@@ -110,7 +110,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here, because np.load leaves a file open that it cannot read.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
