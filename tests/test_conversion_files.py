@@ -292,6 +292,7 @@ def test_preprocessing_is_not_guessed(content, message, tmp_path):
         ({"hidden_size": 64}, "hidden_size is 64 in config.json and 32 in the weights"),
         ({"num_hidden_layers": 12}, "num_hidden_layers is 12 in config.json and 2"),
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu' in config.json, where only 'gelu'"),
         ({"num_register_tokens": 4}, "missing: vit.embeddings.register_tokens"),
         ({"num_attention_heads": "two"}, "num_attention_heads='two', which cannot be"),
         ({"layer_norm_eps": -1}, "layer_norm_eps=-1, which cannot be"),

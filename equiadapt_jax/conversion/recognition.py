@@ -297,11 +297,13 @@ _WORDS = {
     "depths": "stage_sizes",
     "layer_type": "block",
 }
-_ONLY = {
-    "hidden_act": ("gelu", "relu"),
-    "downsample_in_bottleneck": (False,),
-    "downsample_in_first_stage": (False,),
-    "use_swiglu_ffn": (False,),
+_ONLY: dict[str, dict[str, Any]] = {
+    "vit": {"hidden_act": "gelu", "use_swiglu_ffn": False},
+    "resnet": {
+        "hidden_act": "relu",
+        "downsample_in_bottleneck": False,
+        "downsample_in_first_stage": False,
+    },
 }
 
 
@@ -311,7 +313,6 @@ def _contradictions(found: Recognized, config: Mapping[str, Any]) -> Iterable[st
         said = tuple(said) if isinstance(said, list) else said
         if None not in (said, seen) and said != seen:
             yield f"{word} is {said} in config.json and {seen} in the weights"
-    for word, choices in _ONLY.items():
-        if config.get(word, choices[0]) not in choices:
-            can = " or ".join(map(repr, choices))
-            yield f"{word} is {config[word]!r} in config.json, where only {can} can be had here"
+    for word, value in _ONLY[found.layout.family].items():
+        if config.get(word, value) != value:
+            yield f"{word} is {config[word]!r} in config.json, where only {value!r} can be had here"
