@@ -1,41 +1,73 @@
-"""Evaluate a run from its checkpoints alone: eval.py --workdir=… [--group=cyclic16]."""
+"""Evaluate a run from its checkpoints alone, or any network, on turned images.
 
+eval.py --workdir=runs/mine [--group=cyclic16]
+eval.py --predictor=my_network.py:predict --data=photos --size=64 [--group=cyclic8]
+"""
+
+import re
+import shlex
+import sys
 from pathlib import Path
 
 from absl import flags
 
-from equiadapt_jax import command_line, runs
+from equiadapt_jax import command_line, robustness, runs
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "where train.py left the run", required=True)
-_GROUP = flags.DEFINE_string("group", "", "whose elements turn the images; the run's by default")
+_WORKDIR = flags.DEFINE_string("workdir", "", "where train.py left the run")
+_PREDICTOR = flags.DEFINE_string("predictor", "", "file.py:name, module:name or a run's workdir")
+_DATA = flags.DEFINE_string("data", "", "for --predictor: digits, a folder or tar, a TFDS dataset")
+_SIZE = flags.DEFINE_integer("size", None, "for --predictor: side of the images", lower_bound=0)
+_FIT = flags.DEFINE_string("fit", "", "for --predictor: pad (default), crop, stretch or none")
+_GROUP = flags.DEFINE_string("group", "", "whose elements turn the images; the run's or cyclic4")
 _RANDOM = flags.DEFINE_integer("random_angles", 4, "random turns of every image", lower_bound=0)
 _SWEEP = flags.DEFINE_integer("sweep", 24, "angles around the circle, for the plot", lower_bound=0)
 _SWEEP_IMAGES = flags.DEFINE_integer("sweep_images", 1000, "images of the plot", lower_bound=1)
-_SPLIT = flags.DEFINE_string("split", "", "of the run's dataset; its test split by default")
-_ROOT = flags.DEFINE_string("root", "", "another image folder or tar of the same classes")
+_SPLIT = flags.DEFINE_string("split", "", "of the data; the run's test split, or test, by default")
+_ROOT = flags.DEFINE_string("root", "", "for --workdir: another image folder of the same classes")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where the prepared dataset lies now")
-_OUTPUT = flags.DEFINE_string("output", "", "where to write; <workdir>/eval by default")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "images per batch; as in the run by default")
+_OUTPUT = flags.DEFINE_string("output", "", "where to write; <workdir>/eval or runs/eval-<name>")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "images per batch", lower_bound=0)
+
+_ONLY_PREDICTOR = ("data", "size", "fit")
+_ONLY_WORKDIR = ("root",)
 
 
 def main() -> None:
     """Evaluate, write everything to one directory, print the table."""
-    directory = _OUTPUT.value or f"{_WORKDIR.value}/eval"
-    metrics, table = runs.evaluate(
-        _WORKDIR.value,
-        group=_GROUP.value,
-        random_angles=_RANDOM.value,
-        sweep=_SWEEP.value,
-        sweep_images=_SWEEP_IMAGES.value,
-        split=_SPLIT.value,
-        root=_ROOT.value,
-        data_dir=_DATA_DIR.value,
-        batch_size=_BATCH_SIZE.value,
-        pictures=directory,
-    )
-    runs.write_metrics(f"{directory}/metrics.json", metrics)
-    left = ", ".join(sorted(path.name for path in Path(directory).iterdir()))
-    print(f"\n{table}\n\nLeft in {directory}: {left}.")
+    _check_flags()
+    shared = {
+        "random_angles": _RANDOM.value, "sweep": _SWEEP.value, "sweep_images": _SWEEP_IMAGES.value,
+        "split": _SPLIT.value, "data_dir": _DATA_DIR.value, "batch_size": _BATCH_SIZE.value,
+        "command": shlex.join(["python", *sys.argv]),
+    }  # fmt: skip
+    if _PREDICTOR.value:
+        name = re.sub(r"[^\w.-]+", "-", robustness.display_name(_PREDICTOR.value))
+        directory = Path(_OUTPUT.value or f"runs/eval-{name}")
+        metrics, table, verdict = robustness.evaluate(
+            _PREDICTOR.value, _DATA.value, size=_SIZE.value, fit=_FIT.value,
+            group=_GROUP.value or "cyclic4", pictures=directory, **shared,
+        )  # fmt: skip
+        table += f"\n\n{verdict}"
+    else:
+        directory = Path(_OUTPUT.value or f"{_WORKDIR.value}/eval")
+        metrics, table = runs.evaluate(
+            _WORKDIR.value, group=_GROUP.value, root=_ROOT.value, pictures=directory, **shared
+        )
+    runs.write_metrics(directory / "metrics.json", metrics)
+    left = ", ".join(sorted(path.name for path in directory.iterdir()))
+    print(f"\n{table}\n\nLeft in {directory}: {left}.\nRead {directory / 'report.html'} first.")
+
+
+def _check_flags():
+    given, other = (_PREDICTOR, _ONLY_WORKDIR) if _PREDICTOR.value else (_WORKDIR, _ONLY_PREDICTOR)
+    if bool(_WORKDIR.value) == bool(_PREDICTOR.value):
+        raise ValueError(
+            "Give one of two: --workdir=, where train.py left a run, or --predictor=, a network of "
+            "your own."
+        )
+    for name in other:
+        if flags.FLAGS[name].value not in (None, ""):
+            raise ValueError(f"--{name} does not go with --{given.name}: leave it out.")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import os
 import signal
 
 # While imports take their seconds; an exception could be lost in them. See main for later.
-signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: os._exit(75))
 
 from pathlib import Path
 

@@ -44,16 +44,14 @@ class Run:
 
     def start(self, *, file_size: int | None = None) -> subprocess.Popen:
         """Begin or continue it; no file may become larger than `file_size` bytes."""
-
-        def limit():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "train.py", f"--workdir={self.workdir}", "--resume",
              f"--config.pretrain.directory={self._pretrained}", *SETTINGS],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            preexec_fn=None if file_size is None else limit,
         )  # fmt: skip
+        if file_size is not None:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_size, file_size))
+        return process
 
     def finish(self, **options) -> tuple[int, str]:
         """Exit code and last line of standard error, once it ends by itself."""

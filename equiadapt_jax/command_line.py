@@ -3,6 +3,7 @@
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,8 @@ def config_flag(default: Path) -> Any:
 
     try:  # it looks ahead at the settings
         return config_flags.DEFINE_config_file("config", str(default), "the experiment")
-    except AttributeError as error:
-        _stop(_unknown_setting(error))
+    except Exception as error:
+        _stop(_of_configuration(error))
 
 
 def take_help() -> list[str]:
@@ -38,7 +39,7 @@ def heed_signals(stop: Callable[..., None]) -> None:
 
     def interrupted(number, frame):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)
+        print("\nStopping; press Ctrl-C again to stop without saving.", file=sys.stderr)
         stop(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
@@ -57,10 +58,10 @@ def run(main: Callable[[], None]) -> None:
 def _parse(arguments):
     try:
         return flags.FLAGS(arguments)
-    except AttributeError as error:
-        _stop(_unknown_setting(error))
     except flags.Error as error:  # with a traceback inside where a configuration file raised
         _stop(str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: "))
+    except Exception as error:
+        _stop(_of_configuration(error))
 
 
 def _one_sentence(main, arguments):
@@ -77,15 +78,31 @@ def _one_sentence(main, arguments):
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
             raise
-        text = " ".join(str(error).split())
-        if text.startswith("Configuration is not available"):  # ml_collections, at length
-            text = f"There is no configuration file {text.rpartition(': ')[2]}."
-        _stop(text)
+        _stop(_plain(error))
 
 
-def _unknown_setting(error):
+def _of_configuration(error):
+    """What is wrong: the configuration's file, something in it, or the name of a setting."""
+    text = _plain(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if frame.name == "get_config"]
+    if inside and not isinstance(error, ValueError):
+        at = f"{inside[-1].filename}, line {inside[-1].lineno}"
+        return f"{at}, raised {type(error).__name__}: {text}"
+    return _unknown_setting(text) if isinstance(error, AttributeError | KeyError) else text
+
+
+def _plain(error):
+    """What an error says, on one line."""
+    text = " ".join(str(error).split())
+    if text.startswith("Configuration is not available"):  # ml_collections, at length
+        return f"There is no configuration file {text.rpartition(': ')[2]}."
+    return text
+
+
+def _unknown_setting(text):
     """What ml_collections says of a name it does not know, in one sentence."""
-    names = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", str(error)))
+    names = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", text))
     nearest = f": did you mean {names[1]!r}?" if len(names) > 1 else "."
     return f"Unknown setting {names[0]!r}{nearest} train.py --explain prints them all."
 

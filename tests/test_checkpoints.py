@@ -1,8 +1,10 @@
 """Checkpoints: what is kept, what is believed, and what is said of damage."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import resource
 import shutil
 import warnings
@@ -142,10 +144,62 @@ def test_what_was_half_written_is_never_taken_for_a_step(whole, tmp_path):
     shutil.copytree(directory / "30", directory / "40.unfinished")
     shutil.copytree(directory / "30", directory / "50.unfinished.orbax-checkpoint-tmp")
     shutil.copytree(directory / "30", directory / "10.removed")
+    (directory / "60.unfinished").write_text("a file")
+    (directory / "007").mkdir()
     assert Checkpoints(directory, "mark").steps() == [0, 20, 30]
     assert (directory / "40.unfinished").exists()  # reading removes nothing
     assert Checkpoints(directory, "mark", create=True).steps() == [0, 20, 30]
+    assert sorted(path.name for path in directory.iterdir()) == ["0", "007", "20", "30"]
+
+
+def test_a_step_that_was_being_replaced_is_put_back(whole, tmp_path):
+    directory = copied(whole, tmp_path)
+    (directory / "30").rename(directory / "30.replaced")  # killed before the new one had its name
+    shutil.copytree(directory / "20", directory / "20.replaced")  # killed after it had
+    checkpoints = Checkpoints(directory, "mark", create=True)
+    assert checkpoints.steps() == [0, 20, 30]
     assert sorted(path.name for path in directory.iterdir()) == ["0", "20", "30"]
+    assert_same(checkpoints.restore(a_state(1), some_batches()), a_state(30))
+
+
+def test_a_step_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def stubborn(path, ignore_errors=False, **options):
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty")
+        if Path(path).suffix not in (".removed", ".replaced"):
+            remove(path, ignore_errors=True, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", stubborn)
+    save(tmp_path, {0: 0.1, 1: 0.2, 2: 0.3, 3: None})
+    assert Checkpoints(tmp_path, "mark").steps() == [0, 2, 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "_clear", lambda self: None)
+        save(tmp_path, {3: 0.4})
+    assert Checkpoints(tmp_path, "mark").figures(3) == {"best_by": 0.4}
+
+
+def test_a_file_that_cannot_be_read_counts_as_damaged(whole, tmp_path):
+    directory = copied(whole, tmp_path)
+    for name in (digests.RECORD, "data/metadata"):
+        path = directory / "30" / name
+        path.unlink()
+        path.mkdir()  # reading a directory fails like a failing disk does
+        with pytest.warns(UserWarning, match=r"cannot be read \(Is a directory\): continuing"):
+            restored = Checkpoints(copied(directory, tmp_path / name[:4]), "mark").restore(
+                a_state(1), some_batches()
+            )
+        assert_same(restored, a_state(20))
+
+
+def test_where_a_file_system_cannot_tell_its_room_saving_goes_on(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    save(tmp_path, {0: 0.1})
+    assert Checkpoints(tmp_path, "mark").steps() == [0]
 
 
 def flip(path: Path, bit: int) -> None:
@@ -226,7 +280,7 @@ def test_nothing_is_set_aside_where_nothing_can_be_used(whole, tmp_path):
     directory = copied(whole, tmp_path)
     for step in (0, 20, 30):
         (directory / str(step) / digests.RECORD).write_text("{}")
-    with pytest.raises(DamagedCheckpoint, match=r"No checkpoint in .* can be used .*: start anew"):
+    with pytest.raises(DamagedCheckpoint, match=r"No checkpoint in .* can be used .*: train anew"):
         Checkpoints(directory, "mark").restore(a_state(1), some_batches())
     assert Checkpoints(directory, "mark").steps() == [0, 20, 30]
 
@@ -235,15 +289,35 @@ def test_nothing_is_set_aside_where_nothing_can_be_used(whole, tmp_path):
 def test_loading_falls_back_to_the_next_best_and_says_so(name, whole, tmp_path):
     directory = copied(whole, tmp_path)
     like = model_of(a_state(0))
-    assert_same(Checkpoints(directory, "mark").restore_best(like), model_of(a_state(20)))
+    step, restored = Checkpoints(directory, "mark").restore_best(like)
+    assert step == 20
+    assert_same(restored, model_of(a_state(20)))
     damaged = directory / "20" / name
     flip(damaged if damaged.is_file() else damaged / "_METADATA", 100)
-    with pytest.warns(UserWarning, match=r"is damaged: step 30 is used instead\."):
-        restored = Checkpoints(directory, "mark").restore_best(like)
+    with pytest.warns(UserWarning, match=r"is damaged.*: step 30 is used instead\."):
+        step, restored = Checkpoints(directory, "mark").restore_best(like)
+    assert step == 30
     assert_same(restored, model_of(a_state(30)))
     shutil.rmtree(directory / "30" / "data")
     with pytest.raises(DamagedCheckpoint, match=r"data/.* is missing, and no other trained step"):
         Checkpoints(directory, "mark").restore_best(like)
+
+
+def test_a_damaged_step_is_replaced_by_a_trained_one_even_if_step_0_is_better(tmp_path):
+    save(tmp_path, {0: 0.9, 1: 0.1, 2: 0.2})
+    (tmp_path / "1" / digests.RECORD).write_text("{}")
+    with pytest.warns(UserWarning, match=r"checkpoint\.json is damaged.*: step 2 is used instead"):
+        step, _ = Checkpoints(tmp_path, "mark").restore_best(model_of(a_state(0)))
+    assert step == 2
+    with pytest.raises(DamagedCheckpoint, match=r"1/checkpoint\.json is damaged"):
+        Checkpoints(tmp_path, "mark").best_steps()
+
+
+def test_a_sealed_record_of_another_version_is_told(whole, tmp_path):
+    directory = copied(whole, tmp_path)
+    digests.write_record(directory / "20", {"step": 20})
+    with pytest.raises(DamagedCheckpoint, match="or is of another version"):
+        Checkpoints(directory, "mark").restore_model(20, model_of(a_state(0)))
 
 
 def test_checkpoints_of_other_settings_or_models_are_refused(whole):
@@ -273,8 +347,14 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size", [0, 50, 500, 2000])
-def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_the_last(size, tmp_path):
+@pytest.mark.parametrize(
+    ("size", "foreseen"), [(0, True), (50_000, True), (50, False), (500, False)]
+)
+def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_the_last(
+    size, foreseen, tmp_path, monkeypatch
+):
+    if not foreseen:  # not every system tells beforehand
+        monkeypatch.delattr(os, "posix_fallocate")
     save(tmp_path, {0: 0.1, 1: 0.2})
     checkpoints = Checkpoints(tmp_path, "mark", create=True)
     with full_disk(size):
@@ -282,8 +362,19 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_the_last(size, t
         with pytest.raises(OSError, match=r"of step 2 could not be .* last good one, step 1 \("):
             checkpoints.wait()
     checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdecimal()) == ["0", "1"]
+    Checkpoints(tmp_path, "mark", create=True)  # the next session clears away what is left
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
     assert_same(Checkpoints(tmp_path, "mark").restore(a_state(0), some_batches()), a_state(1))
+
+
+def test_the_very_first_checkpoint_that_cannot_be_written_is_told(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "mark", create=True)
+    with full_disk(0):
+        checkpoints.save(a_state(0), some_batches(), {"best_by": 0.3})
+        with pytest.raises(OSError, match="from the last good one, there is none \\("):
+            checkpoints.wait()
+    checkpoints.close()
 
 
 def test_digests_tell_type_shape_and_content_apart():

@@ -101,7 +101,7 @@ def test_differences_name_what_changed_but_not_the_logging():
 def test_resolved_settings_build_the_same_and_survive_json(path):
     config = shipped(path)
     resolved = resolve(config)
-    again = settings.from_dict(json.loads(settings.to_json(resolved)))
+    again = settings.from_dict(json.loads(json.dumps(dataclasses.asdict(resolved))))
     assert again == resolved == resolve(again)
     assert build_model(again, 10).preprocess == build_model(config, 10).preprocess
     images = jax.ShapeDtypeStruct((1, config.data.size, config.data.size, 3), jnp.float32)

@@ -6,6 +6,7 @@ import pytest
 
 import equiadapt_jax as ea
 from equiadapt_jax.evaluation import GroupTurns, RandomTurns, figures, make_evaluator
+from equiadapt_jax.evaluation.measures import all_figures, per_class, reliability
 
 C4, C8, D4 = ea.groups.Cyclic(4), ea.groups.Cyclic(8), ea.groups.Dihedral(4)
 RNG = np.random.default_rng(0)
@@ -109,3 +110,104 @@ def test_random_turns_are_the_same_for_the_same_seed():
     assert np.all(evaluate[0].confidence[:, 0] == evaluate[1].confidence[:, 0])
     assert np.any(evaluate[0].confidence[:, 1:] != evaluate[1].confidence[:, 1:])
     assert np.all(evaluate[0].change[:, 0] == 0)
+
+
+def scored(params, state, images):
+    logits, pose = predict(params, state, images)
+    scores = 3 * images.reshape(images.shape[0], -1)[:, : C4.order]
+    return logits, pose, scores
+
+
+def test_the_probability_of_the_pose_is_a_softmax_of_its_score():
+    outcome = make_evaluator(scored, GroupTurns(C4), C4)(WEIGHTS, {}, batches())
+    for g in range(4):
+        scores = 3 * np.float64(np.rot90(IMAGES, g, (1, 2)).reshape(7, -1)[:, :4])
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        expected = weights[np.arange(7), outcome.pose[:, g]]
+        np.testing.assert_allclose(outcome.pose_probability[:, g], expected, rtol=1e-6)
+    without = make_evaluator(predict, GroupTurns(C4), C4)(WEIGHTS, {}, batches())
+    assert without.pose_probability is None
+
+
+def test_a_function_of_numpy_arrays_is_evaluated_like_a_traced_one():
+    seen = []
+
+    def numpy_only(params, state, images):
+        seen.append(type(images))
+        return np.einsum("bi,ij->bj", images.reshape(len(images), -1), params), None
+
+    def traced(params, state, images):
+        return predict(params, state, images)[0], None
+
+    one = make_evaluator(traced, GroupTurns(D4))(WEIGHTS, {}, batches())
+    other = make_evaluator(numpy_only, GroupTurns(D4), traced=False)(WEIGHTS, {}, batches())
+    np.testing.assert_array_equal(one.prediction, other.prediction)
+    np.testing.assert_allclose(one.confidence, other.confidence, rtol=1e-5)
+    assert set(seen) == {np.ndarray}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_named(bad):
+    def broken(params, state, images):
+        mean = images.mean((1, 2, 3))
+        corner = jnp.where(images[:, 0, 0, 0] == IMAGES[5, 7, 7, 0], bad, mean)
+        return jnp.stack([mean, corner], -1), None
+
+    evaluate = make_evaluator(broken, GroupTurns(C4), name="mine.py:broken")
+    with pytest.raises(
+        FloatingPointError,
+        match=r"Logit 1 of mine.py:broken is -?(nan|inf) for image 5, turned 180",
+    ):
+        evaluate(0.0, {}, batches())
+
+
+def test_the_calibration_error_is_that_of_the_paper():
+    confidence = RNG.uniform(0.1, 1, (200, 4))
+    confidence[0] = [1 / 15, 1.0, 7 / 15, 0.0]  # on the edges of bins
+    right = RNG.uniform(size=(200, 4)) < confidence**2
+    found = reliability(confidence, right)
+    error, images = 0.0, confidence.size
+    for m in range(1, 16):
+        inside = [
+            (c, r)
+            for c, r in zip(confidence.ravel(), right.ravel(), strict=True)
+            if (m - 1) / 15 < c <= m / 15 or (m == 1 and c == 0)
+        ]
+        assert found.count[m - 1] == len(inside)
+        if inside:
+            mean, accuracy = np.mean(inside, axis=0)
+            assert found.accuracy[m - 1] == pytest.approx(accuracy)
+            assert found.confidence[m - 1] == pytest.approx(mean)
+            error += len(inside) / images * abs(accuracy - mean)
+        else:
+            assert np.isnan(found.accuracy[m - 1])
+    assert 0.05 < error < 0.3
+    assert found.error == pytest.approx(error)
+
+
+def test_the_calibration_error_of_known_cases():
+    assert reliability(np.full(8, 0.75), np.arange(8) % 4 > 0).error == 0
+    assert reliability(np.ones(5), np.zeros(5, bool)).error == 1
+    assert reliability(np.array([0.3]), np.array([True])).error == pytest.approx(0.7)
+
+
+def test_figures_of_each_class_are_counted_by_hand():
+    outcome = make_evaluator(predict, GroupTurns(D4), C4)(WEIGHTS, {}, batches())
+    found = per_class(outcome, 5)  # of two there are no images
+    metrics = all_figures(outcome, ["a", "b/c", "<d>", "none", "é"])
+    for label, name in enumerate(["a", "b/c", "<d>"]):
+        rows = [i for i in range(7) if LABELS[i] == label]
+        right = [[outcome.prediction[i, g] == label for g in range(8)] for i in rows]
+        changed = [
+            [outcome.prediction[i, g] != outcome.prediction[i, 0] for g in range(1, 8)]
+            for i in rows
+        ]
+        assert found["images"][label] == len(rows)
+        assert metrics[f"class/{name}/accuracy"] == pytest.approx(np.mean(right, axis=0)[0])
+        assert metrics[f"class/{name}/group_accuracy"] == pytest.approx(np.mean(right))
+        assert metrics[f"class/{name}/changed_rate"] == pytest.approx(np.mean(changed))
+    assert np.isnan(found["accuracy"][3:]).all()
+    assert not any("none" in name or "é" in name for name in metrics)
+    upright = reliability(outcome.confidence[:, 0], outcome.prediction[:, 0] == LABELS).error
+    assert metrics["calibration_error"] == upright
+    assert figures(outcome).items() <= metrics.items()

@@ -19,6 +19,8 @@ NOT_NEEDED = [
     "torch",
     "sklearn",
     "matplotlib",
+    "jinja2",
+    "markupsafe",
     "tifffile",
     "imagecodecs",
     "PIL",

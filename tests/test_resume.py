@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import equiadapt_jax as ea
+from equiadapt_jax import runs
+from equiadapt_jax.data import open_dataset
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import loop, run
+from equiadapt_jax.training.build import resolve
 from equiadapt_jax.training.checkpoints import Checkpoints
-from equiadapt_jax.training.digests import DamagedCheckpoint
+from equiadapt_jax.training.digests import DamagedCheckpoint, seal
 from equiadapt_jax.training.logging import MetricsLog
 from equiadapt_jax.training.loop import Stop, Stopped
-from equiadapt_jax.training.workdir import read_config, read_environment
+from equiadapt_jax.training.workdir import only_one, read_config, read_environment
 from tests.tiny_runs import ROOT, assert_same
 
 
@@ -161,6 +166,13 @@ def test_a_request_outside_training_ends_at_once_with_all_saved(finished, tiny, 
         run.train(tiny(), tmp_path / "run", resume=True, stop=stop)
 
 
+def heeds_sigterm(pid):
+    """Whether a process has a handler for SIGTERM, from the mask that Linux shows of it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.parametrize("wait", ["import", "training"])
 def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
     workdir = tmp_path / "run"
@@ -180,8 +192,8 @@ def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
         if lines.exists() and len(lines.read_text().splitlines()) > 3:
             break
         time.sleep(0.1)
-    if wait == "import":
-        time.sleep(0.7)
+    while wait == "import" and not heeds_sigterm(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
@@ -197,7 +209,9 @@ def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
 
 
 def test_a_killed_log_line_is_dropped_and_none_comes_twice(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 1.\n[]\n{"step": 2}\n{"step": 3}\n{"st'
+    )
     log = MetricsLog(tmp_path, settings.Logging(), after=2)
     for step in (2, 3):
         log(step, {"loss": 0.5})
@@ -210,27 +224,90 @@ def test_a_killed_log_line_is_dropped_and_none_comes_twice(tmp_path):
 def test_other_versions_are_told(finished, tiny, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     values = json.loads((tmp_path / "run" / "config.json").read_text())
+    del values["digest"]
     versions = values["environment"]["versions"]
     assert values["environment"]["device"].startswith("1 × cpu, ")
     now = versions["jax"]
     versions["jax"] = "0.9.0"
-    (tmp_path / "run" / "config.json").write_text(json.dumps(values))
+    (tmp_path / "run" / "config.json").write_text(seal(values))
     with pytest.warns(UserWarning, match=rf"not bit for bit as it would have: jax 0\.9\.0 → {now}"):
         run.train(tiny(), tmp_path / "run", resume=True)
     assert read_environment(tmp_path / "run")["versions"]["jax"] == "0.9.0"
 
 
-def test_a_damaged_config_is_told(finished, tmp_path):
+def test_a_damaged_config_is_told(finished, tiny, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     whole = path.read_text()
-    path.write_text(whole.replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(ValueError, match="belongs to a run with other settings"):
-        ea.load(tmp_path / "run")
-    for text in (whole[: len(whole) // 2], "[]", "{}", "null"):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"config\.json is damaged, or not of a run"):
-            ea.load(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    damaged = [
+        whole.replace('"seed": 0', '"seed": 1'),
+        whole[: len(whole) // 2],
+        "[]",
+        "{}",
+        "null",
+    ]
+    for bit in rng.integers(0, 7 * len(whole.encode()), 30):
+        content = bytearray(whole.encode())
+        content[bit // 7] ^= 1 << bit % 7
+        damaged.append(content.decode(errors="surrogateescape"))
+    for text in damaged:
+        path.write_text(text, errors="surrogateescape")
+        for use in (ea.load, lambda workdir: run.train(tiny(), workdir, resume=True)):
+            with pytest.raises(
+                DamagedCheckpoint, match=r"config\.json is damaged, was edited, or is"
+            ):
+                use(tmp_path / "run")
+
+
+def test_checkpoints_of_another_run_are_refused(finished, tiny, tmp_path):
+    run.train(tiny(seed=7), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
+    for use in (ea.load, lambda workdir: run.train(tiny(seed=7), workdir, resume=True)):
+        with pytest.raises(ValueError, match="belongs to a run with other settings"):
+            use(tmp_path / "run")
+
+
+def test_a_new_setting_does_not_estrange_earlier_runs(finished, tiny, tmp_path):
+    """A run made before a setting existed lacks it in config.json and in its fingerprint."""
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    del values["digest"], values["settings"]["optimizer"]["clip"]
+    path.write_text(seal(values))
+    assert_same(ea.load(tmp_path / "run")[:2], ea.load(finished)[:2])
+    run.train(tiny(), tmp_path / "run", resume=True)
+
+
+def test_resuming_and_overwriting_at_once_is_refused(finished, tiny, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(ValueError, match="--resume continues a run and --overwrite removes it"):
+        run.train(tiny(), tmp_path / "run", resume=True, overwrite=True)
+    ea.load(tmp_path / "run", step=2)
+
+
+def test_two_processes_do_not_train_in_one_directory(finished, tiny, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    with (
+        only_one(tmp_path / "run"),
+        pytest.raises(
+            ValueError, match=rf"Another process is training in {tmp_path / 'run'}: wait"
+        ),
+    ):
+        run.train(tiny(), tmp_path / "run", resume=True)
+    run.train(tiny(), tmp_path / "run", resume=True)
+
+
+def test_a_run_that_was_stopped_at_once_can_be_evaluated(finished, places, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for step in (1, 2):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0] + "{damaged}\n")
+    metrics, _ = runs.evaluate(tmp_path / "run", pictures=tmp_path / "eval")
+    assert metrics["vanilla/accuracy"] > 0
+    assert "Learning curves" in (tmp_path / "eval" / "report.html").read_text()
 
 
 def test_parts_of_a_run_without_its_settings_are_refused(finished, tiny, tmp_path):
@@ -248,12 +325,15 @@ def test_settings_are_kept_with_all_options_of_the_networks(finished):
     assert config.scorer.options["grid"] == 1
 
 
-def test_a_damaged_pretrained_predictor_is_told(finished, tiny, tmp_path):
-    config = placed(tiny(seed=5), tmp_path)
-    run.train(config, tmp_path / "run")
-    (kept,) = (tmp_path / "pretrained").iterdir()
-    for path in (kept / "checkpoints").glob("*/model/_METADATA"):
-        path.write_text("{}")
+@pytest.mark.parametrize("name", ["model/_METADATA", "checkpoint.json"])
+def test_a_damaged_pretrained_predictor_is_told(name, tiny, finished, places, tmp_path):
+    config = placed(tiny(), tmp_path)
+    shutil.copytree(places["pretrained"], tmp_path / "pretrained")
+    kept = run._pretrained_directory(
+        resolve(config), open_dataset("digits", data_dir=places["data"])
+    )
+    for step in (1, 2):
+        (kept / "checkpoints" / str(step) / name).write_text("{}")
     with pytest.raises(DamagedCheckpoint, match=rf"{kept} is damaged .*remove that directory"):
         run.train(config, tmp_path / "other")
 

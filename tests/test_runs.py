@@ -230,6 +230,10 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
             Image.fromarray(np.full((24, 36), i, np.uint8)).save(
                 tmp_path / "wide" / split / "a" / f"{i}.png"
             )
+    (tmp_path / "broken.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config(variant=''):\n"
+        "    ConfigDict({'a': 1}).frobnicate()\n"
+    )
     data = f"--config.data.data_dir={places['data']}"
     own = ["--config=configs/image_folder.py:tiny", data]
     cases = {
@@ -250,6 +254,10 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
         "Unknown setting 'bogus'. train.py --explain prints them all.": [*own, "--config.bogus=1"],
         "Unknown variant 'tny' of digits_vit": ["--config=configs/digits_vit.py:tny"],
         "config.seed=one": ["--config.seed=one"],
+        "Unknown setting 'optimiser': did you mean 'optimizer'?": ["--config.optimiser.clip=2"],
+        f"{tmp_path / 'broken.py'}, line 3, raised AttributeError": [
+            f"--config={tmp_path / 'broken.py'}", "--config.seed=1",
+        ],
         "config.adaptation.step is not a setting; did you mean --config.adaptation.steps=help?": [
             "--config.adaptation.step=help",
         ],
@@ -270,7 +278,7 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
 
 def test_eight_devices_train_as_one_does(finished, tiny, tmp_path):
     config = tiny()
-    (tmp_path / "config.json").write_text(settings.to_json(config))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     program = (
         "import json, sys; from equiadapt_jax.training import config, run; import jax;"
         "assert jax.device_count() == 8;"

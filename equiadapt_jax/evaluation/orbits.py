@@ -80,9 +80,10 @@ def displayed_turn(turn: str) -> str:
 class Outcome:
     """What was found for N images under E turns: `name` and `label` `(N,)`, the others `(N, E)`.
 
-    `change` is ‖f(g·x) − f(x)‖ / ‖f(x)‖ of the logits f; `pose` and `pose_right` are None for a
-    model without poses. A pose is right if none is nearer to the applied turn, up to the prior's
-    modes.
+    `confidence` is the probability of the prediction and `pose_probability` that of the pose, both
+    the largest of a softmax. `change` is ‖f(g·x) − f(x)‖ / ‖f(x)‖ of the logits f. A pose is right
+    if none is nearer to the applied turn, up to the prior's modes. What a model does not give, its
+    poses or their scores, is None.
     """
 
     labels: tuple[str, ...]
@@ -93,37 +94,58 @@ class Outcome:
     change: np.ndarray
     pose: Any
     pose_right: Any
+    pose_probability: Any = None
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each prediction is the label, bool `(N, E)`."""
+        return self.prediction == self.label[:, None]
 
 
 def make_evaluator(
-    predict: Callable[..., tuple[jax.Array, jax.Array | None]],
+    predict: Callable[..., tuple],
     turns: GroupTurns | RandomTurns,
     group: Group | None = None,
     modes: tuple[int, ...] = (0,),
+    *,
+    traced: bool = True,
+    name: str = "",
 ) -> Callable[[Any, Any, Iterable[Mapping[str, np.ndarray]]], Outcome]:
     """`evaluate(params, state, batches) -> Outcome`, compiled once.
 
     Args:
-      predict: `predict(params, state, images) -> (logits, pose or None)`.
+      predict: `predict(params, state, images) -> (logits, pose or None)`, or with the scores of the
+        poses as a third.
       turns: in what poses every image is shown.
       group: whose elements the poses are; needed if there are any.
       modes: poses of an upright image that are right, those most probable under the prior.
+      traced: whether JAX can trace `predict`; if not, it is called with NumPy arrays.
+      name: of the model; `evaluate` then raises FloatingPointError for logits that are not finite.
     """
 
     @jax.jit
-    def look(params, state, images, turn, first):
+    def look_inside(params, state, images, turn, first):
         turned, angle, mirrored = turns.apply(images, turn, first)
-        logits, pose = predict(params, state, turned)
+        logits, pose, *scores = predict(params, state, turned)
         if pose is None:
             return {"logits": logits}
         right = [
             _nearest(group, group.compose(pose, group.inverse(mode)), angle, mirrored)
             for mode in modes
         ]
-        return {"logits": logits, "pose": pose, "pose_right": jnp.stack(right).any(0)}
+        found = {"logits": logits, "pose": pose, "pose_right": jnp.stack(right).any(0)}
+        return {**found, "scores": scores[0]} if scores else found
+
+    turn_only = jax.jit(lambda images, turn, first: turns.apply(images, turn, first)[0])
+
+    def look_outside(params, state, images, turn, first):
+        turned = np.array(turn_only(images, turn, first))  # a copy, as PyTorch wants to own it
+        return {"logits": predict(params, state, turned)[0]}
+
+    look = look_inside if traced else look_outside
 
     def evaluate(params, state, batches):
-        name, label, rows, first = [], [], [], 0
+        names, label, rows, first = [], [], [], 0
         for batch in batches:
             images, mask = jnp.asarray(batch["image"]), batch["mask"]
             seen = [
@@ -131,29 +153,46 @@ def make_evaluator(
                 for turn in range(len(turns))
             ]
             seen = jax.tree.map(lambda *x: np.stack(x, 1), *jax.device_get(seen))
+            if name:
+                _check_finite(name, seen["logits"], batch["name"], turns.labels)
             rows.append(jax.tree.map(lambda x, mask=mask: x[mask], _summarise(**seen)))
-            name.append(batch["name"][mask])
+            names.append(batch["name"][mask])
             label.append(batch["label"][mask])
             first += len(mask)
         columns = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-        return Outcome(turns.labels, np.concatenate(name), np.concatenate(label), **columns)
+        return Outcome(turns.labels, np.concatenate(names), np.concatenate(label), **columns)
 
     return evaluate
 
 
-def _summarise(logits, pose=None, pose_right=None):
+def _summarise(logits, pose=None, pose_right=None, scores=None):
     """The columns of `Outcome` for logits `(B, E, classes)`."""
     logits = logits.astype(np.float64)
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     distance = np.linalg.norm(logits - logits[:, :1], axis=-1)
     size = np.linalg.norm(logits[:, :1], axis=-1)
     return {
         "prediction": logits.argmax(-1),
-        "confidence": exponentials.max(-1) / exponentials.sum(-1),
+        "confidence": _largest_probability(logits),
         "change": distance / np.maximum(size, np.finfo(np.float64).tiny),
         "pose": pose,
         "pose_right": pose_right,
+        "pose_probability": None if scores is None else _largest_probability(scores),
     }
+
+
+def _check_finite(model, logits, images, turns):
+    bad = np.argwhere(~np.isfinite(logits))
+    if len(bad):
+        image, turn, logit = bad[0]
+        raise FloatingPointError(
+            f"Logit {logit} of {model} is {logits[image, turn, logit]} for image {images[image]}, "
+            f"turned {displayed_turn(turns[turn])}: finite numbers are needed."
+        )
+
+
+def _largest_probability(logits):
+    logits = logits.astype(np.float64)
+    return 1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
 
 
 def figures(outcome: Outcome, *, elements: bool = True) -> dict[str, float]:
@@ -163,7 +202,7 @@ def figures(outcome: Outcome, *, elements: bool = True) -> dict[str, float]:
     over the turns other than the identity; `identity_rate` and `pose_accuracy`; with `elements`
     also `accuracy/<turn>` and `pose_accuracy/<turn>`.
     """
-    right = outcome.prediction == outcome.label[:, None]
+    right = outcome.right
     found = {"accuracy": right[:, 0].mean(), "group_accuracy": right.mean()}
     if right.shape[1] > 1:
         found["changed_rate"] = (outcome.prediction[:, 1:] != outcome.prediction[:, :1]).mean()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.evaluation.orbits import Outcome, displayed_turn
 
 _COLOURS = {"vanilla": "#c0562f", "adapted": "#20639b"}
@@ -16,7 +17,7 @@ def accuracy_against_angle(path: Path, sweep: Mapping[str, Outcome]) -> None:
     figure, axes = plt.subplots(figsize=(6, 6), subplot_kw={"projection": "polar"})
     axes.set_theta_zero_location("N")
     for model, outcome in sweep.items():
-        accuracy = 100 * (outcome.prediction == outcome.label[:, None]).mean(0)
+        accuracy = 100 * outcome.right.mean(0)
         for mirrored, style in ((False, "-"), (True, "--")):
             chosen = [i for i, name in enumerate(outcome.labels) if name.endswith("s") == mirrored]
             if not chosen:
@@ -90,5 +91,6 @@ def _pyplot():
 
 
 def _save(figure, path):
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120, bbox_inches="tight")
     _pyplot().close(figure)

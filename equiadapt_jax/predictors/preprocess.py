@@ -80,9 +80,9 @@ class Preprocess:
 def check_channels(channels: int) -> None:
     """Raise ValueError unless a stem can be adapted to so many channels, 1 to 13."""
     # Thirteen are the bands of Sentinel-2.
-    if channels not in range(1, 14):
+    if not (type(channels) is int and 1 <= channels <= 13):
         raise ValueError(
-            f"channels must be a whole number from 1 to 13, got {channels}: select or merge some."
+            f"channels must be a whole number from 1 to 13, got {channels!r}: select or merge some."
         )
 
 

@@ -25,7 +25,7 @@ def build_model(config: Config, classes: int) -> Adapted:
     """The model of a run for so many classes; ValueError for a setting that does not exist."""
     group = groups.from_name(config.group)
     dtype = _choose("dtype", config.dtype, _DTYPES)
-    mode = _choose("adaptation.mode", config.adaptation.mode, dict(zip(MODES, MODES, strict=True)))
+    mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
     scorer = _make(
         "scorer", _network("scorer", config.scorer.name), (group,), config.scorer.options,
         dtype=dtype, pad=config.adaptation.pad, fill=config.adaptation.fill,
@@ -63,9 +63,7 @@ def resolve(config: Config) -> Config:
 
 def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | priors.Categorical:
     """The prior of a run over the elements of a group."""
-    name = _choose(
-        "prior.name", settings.name, {n: n for n in ("identity", "mirror", "categorical")}
-    )
+    name = _choose("prior.name", settings.name, ("identity", "mirror", "categorical"))
     if name == "categorical":
         return priors.Categorical(settings.probabilities, settings.kl_weight, settings.per_sample)
     if name == "mirror" and group.order > group.n:
@@ -83,9 +81,10 @@ def turns_inputs(config: Config) -> bool:
 
 
 def _choose(field, name, choices):
+    """What a name stands for, or where there are only names the name itself."""
     if name not in choices:
         raise ValueError(f"config.{field} is {name!r}: choose one of {', '.join(choices)}.")
-    return choices[name]
+    return choices[name] if isinstance(choices, dict) else name
 
 
 def _network(role, name):

@@ -6,11 +6,15 @@
     <directory>/<step>/checkpoint.json  figures, fingerprint of the settings, digests
 
 A step has its name only once all of it is written, and is believed only where the digests hold.
+Until then it is called <step>.unfinished; while it is replaced or removed, <step>.replaced or
+<step>.removed; one that was found damaged, <step>.damaged.
 Kept are step 0 (the predictor before training), the best step and the two latest.
 """
 
+import errno
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +29,6 @@ import orbax.checkpoint as ocp
 from equiadapt_jax.training import digests
 from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.step import TrainState
-
-# What these are part of is being written, is being removed, or was found damaged.
-_UNFINISHED, _REMOVED, _DAMAGED = ".unfinished", ".removed", ".damaged"
 
 
 class Checkpoints:
@@ -49,9 +50,7 @@ class Checkpoints:
         self._pending: Future | None = None
         if create:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self.directory.iterdir():
-                if _UNFINISHED in path.name or path.name.endswith(_REMOVED):
-                    shutil.rmtree(path)
+            self._clear()
         elif not self.directory.is_dir():
             raise FileNotFoundError(
                 f"There are no checkpoints in {self.directory}: give the workdir of a training run."
@@ -59,8 +58,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps there are, ascending, damaged or not."""
-        paths = (p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir())
-        return sorted(int(path.name) for path in paths)
+        names = (p.name for p in self.directory.iterdir() if p.is_dir() and p.name.isdecimal())
+        return sorted(int(name) for name in names if name == str(int(name)))
 
     def figures(self, step: int) -> dict[str, float]:
         """The figures saved with a step, "best_by" among them if it was validated.
@@ -70,8 +69,14 @@ class Checkpoints:
         return digests.read_record(self._path(step))["figures"]
 
     def best_steps(self) -> list[int]:
-        """The validated steps, the best first, the latest of equals before the others."""
-        return _by_merit(self._records()[0])
+        """The validated steps, the best first, the latest of equals before the others.
+
+        Raises DamagedCheckpoint where it cannot be known how good one is.
+        """
+        records, damaged = self._records()
+        if damaged:
+            raise next(iter(damaged.values()))
+        return _by_merit(records)
 
     def save(self, state: TrainState, data: Any, figures: Mapping[str, float]) -> None:
         """Save in the background the state, the Grain iterator as it stands, and figures.
@@ -102,7 +107,7 @@ class Checkpoints:
                 damaged[step] = error
                 continue
             for later, why in damaged.items():
-                aside = self._path(later).with_name(f"{later}{_DAMAGED}")
+                aside = self._path(later).with_name(f"{later}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 self._path(later).rename(aside)
                 warnings.warn(f"{why}: continuing from step {step}.", stacklevel=2)
@@ -112,7 +117,8 @@ class Checkpoints:
             return TrainState(number, **restored["model"], optimizer=restored["optimizer"])
         raise DamagedCheckpoint(
             f"No checkpoint in {self.directory} can be used ("
-            f"{'; '.join(map(str, damaged.values())) or 'there is none'}): start anew."
+            f"{'; '.join(map(str, damaged.values())) or 'there is none'}): train anew with "
+            "--overwrite, or choose another --workdir."
         )
 
     def restore_model(self, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -129,8 +135,8 @@ class Checkpoints:
         model = jax.tree.map(jnp.asarray, self._read(step, {"model": like_model})[0]["model"])
         return model["params"], model["state"]
 
-    def restore_best(self, like: tuple[Any, Any]) -> tuple[Any, Any]:
-        """(params, state) of the best step that is not damaged; with a warning if others are.
+    def restore_best(self, like: tuple[Any, Any]) -> tuple[int, tuple[Any, Any]]:
+        """The best step that is not damaged and its (params, state); a warning if others are.
 
         Raises FileNotFoundError where no step is finished, DamagedCheckpoint where only the one
         before training is left.
@@ -139,7 +145,7 @@ class Checkpoints:
         errors = list(damaged.values())
         for step in _by_merit(records):
             if errors and step == 0:
-                break
+                continue  # not trained: no substitute for a step that was
             try:
                 restored = self.restore_model(step, like)
             except DamagedCheckpoint as error:
@@ -148,11 +154,16 @@ class Checkpoints:
             if errors:
                 why = "; ".join(map(str, errors))
                 warnings.warn(f"{why}: step {step} is used instead.", stacklevel=2)
-            return restored
+            return step, restored
         if not errors:
             raise FileNotFoundError(f"There is no finished checkpoint in {self.directory}.")
         why = "; ".join(map(str, errors))
         raise DamagedCheckpoint(f"{why}, and no other trained step is left.")
+
+    def check(self) -> None:
+        """Raise OSError if what was being saved is known not to have been written."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
         """Return once everything is on disk; OSError if it could not be written."""
@@ -171,7 +182,7 @@ class Checkpoints:
         return self.directory / str(step)
 
     def _write(self, step, trees, position, figures):
-        unfinished = self.directory / f"{step}{_UNFINISHED}"
+        unfinished = self.directory / f"{step}.unfinished"
         record = {
             "step": step,
             "fingerprint": self._fingerprint,
@@ -179,6 +190,7 @@ class Checkpoints:
             "leaves": digests.of_leaves(trees),
         }
         try:
+            self._find_room(trees)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 checkpointer.save(
                     unfinished,
@@ -189,18 +201,53 @@ class Checkpoints:
                     force=True,
                 )
             digests.write_record(unfinished, {**record, "files": digests.of_files(unfinished)})
-            self._remove([step])  # saved before, without a validation
-            unfinished.rename(self._path(step))
-            self._remove(self._superseded())
-        except Exception as error:  # tensorstore has many
-            for path in self.directory.glob(f"{step}{_UNFINISHED}*"):
+            _to_disk(unfinished)
+            self._put(unfinished, step)
+        except Exception as error:  # whatever Orbax and tensorstore raise
+            for path in self.directory.glob(f"{step}.unfinished*"):
                 shutil.rmtree(path, ignore_errors=True)
-            last = self.steps()[-1:] or "none"
+            last = ", ".join(f"step {good}" for good in self.steps()[-1:]) or "there is none"
             raise OSError(
                 f"The checkpoint of step {step} could not be written to {self.directory}: make "
-                f"room, then go on with --resume from the last good one, step {last[0]} "
+                f"room, then go on with --resume from the last good one, {last} "
                 f"({_first_sentence(error)})."
             ) from error
+        for old in self._superseded():
+            # Under its own name half of it could pass for a checkpoint.
+            removed = self._path(old).with_name(f"{old}.removed")
+            self._path(old).rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+
+    def _put(self, unfinished, step):
+        """Give a finished step its name; one that has it was saved before its validation."""
+        old = self.directory / f"{step}.replaced"
+        if self._path(step).exists():
+            self._path(step).rename(old)
+        unfinished.rename(self._path(step))
+        shutil.rmtree(old, ignore_errors=True)
+        _sync(self.directory)
+
+    def _clear(self):
+        """Remove what an interrupted session left; put back a step that it was replacing."""
+        for path in self.directory.iterdir():
+            step, _, state = path.name.partition(".")
+            if state == "replaced" and not self._path(step).exists():
+                path.rename(self._path(step))
+            elif state in ("replaced", "removed") or state.startswith("unfinished"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _find_room(self, trees):
+        """Raise OSError where the disk is full; tensorstore would print tracebacks of its own."""
+        if not hasattr(os, "posix_fallocate"):
+            return
+        leaves = jax.tree.leaves(trees)
+        size = sum(x.nbytes for x in leaves) + 1024 * len(leaves) + 2**16  # and what describes them
+        with tempfile.TemporaryFile(dir=self.directory) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:  # or the file system cannot tell
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
 
     def _records(self):
         """What is on record of each step; and of those without a record, what is wrong."""
@@ -219,14 +266,6 @@ class Checkpoints:
         stops = set(records) - set(validated) - {max(records)}
         kept = {0, *validated[:1], *sorted(set(records) - stops)[-2:]}
         return sorted(set(records) - kept)
-
-    def _remove(self, steps):
-        for step in steps:
-            if self._path(step).exists():
-                # Under its own name half of it could pass for a checkpoint.
-                removed = self._path(step).with_name(f"{step}{_REMOVED}")
-                self._path(step).rename(removed)
-                shutil.rmtree(removed)
 
     def _read(self, step, like):
         """The items of a step that `like` names, as NumPy arrays, and the data's position."""
@@ -247,7 +286,7 @@ class Checkpoints:
                 restored = checkpointer.restore(
                     directory, args=ocp.args.Composite(data=ocp.args.JsonRestore(), **items)
                 )
-        except Exception as error:  # tensorstore has many
+        except Exception as error:  # as above
             raise DamagedCheckpoint(
                 f"{directory} cannot be read ({_first_sentence(error)})"
             ) from error
@@ -263,6 +302,21 @@ def _trees(state: TrainState) -> dict[str, Any]:
 def _by_merit(records):
     found = [(r["figures"]["best_by"], s) for s, r in records.items() if "best_by" in r["figures"]]
     return [step for _, step in sorted(found, reverse=True)]
+
+
+def _to_disk(directory):
+    """Return once all of a directory would survive a power cut."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(directory)
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _place(x, like):

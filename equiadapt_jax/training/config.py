@@ -195,11 +195,6 @@ def _freeze(value):
     return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
 
 
-def to_json(config: Any) -> str:
-    """The settings as JSON, fields in their order."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
-
-
 # Images are known by their content, not by their place.
 _WITHOUT_EFFECT = (
     "name", "data.root", "data.data_dir", "pretrain.directory", "logging.every",

@@ -37,29 +37,44 @@ def of_files(directory: Path) -> dict[str, str]:
     }
 
 
+def seal(values: Mapping[str, Any]) -> str:
+    """The values as JSON that carries a digest of itself."""
+    text = json.dumps(values, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps({**values, "digest": digest}, indent=1) + "\n"
+
+
+def unseal(path: Path, keys: set[str]) -> dict[str, Any]:
+    """The values that were sealed into a file; DamagedCheckpoint if it is not as written.
+
+    `keys` are those it must have.
+    """
+    try:
+        text = path.read_text()
+        values = json.loads(text)
+        del values["digest"]
+        whole = text == seal(values)
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole or not keys <= values.keys():
+        raise DamagedCheckpoint(f"{path} is damaged, was edited, or is of another version")
+    return values
+
+
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a checkpoint into its directory."""
-    (directory / RECORD).write_text(_sealed(record))
+    (directory / RECORD).write_text(seal(record))
 
 
 def read_record(directory: Path) -> dict[str, Any]:
     """The record in a directory named after the step; DamagedCheckpoint if it is not as written."""
-    try:
-        text = (directory / RECORD).read_text()
-    except FileNotFoundError:
+    if not (directory / RECORD).exists():
         raise DamagedCheckpoint(
             f"{directory} has no {RECORD}: it was never finished, or comes from elsewhere"
-        ) from None
-    except ValueError:  # not even UTF-8
-        raise DamagedCheckpoint(f"{directory / RECORD} is damaged") from None
-    try:
-        record = json.loads(text)
-        record.pop("digest")
-        whole = text == _sealed(record)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        whole = False
-    if not whole:
-        raise DamagedCheckpoint(f"{directory / RECORD} is damaged")
+        )
+    record = unseal(directory / RECORD, {"step", "fingerprint", "figures", "leaves", "files"})
     if str(record["step"]) != directory.name:
         raise DamagedCheckpoint(f"{directory} holds the checkpoint of step {record['step']}")
     return record
@@ -69,9 +84,13 @@ def check_files(directory: Path, expected: Mapping[str, str]) -> None:
     """Raise DamagedCheckpoint for the first file that is missing or has another digest."""
     for name, digest in expected.items():
         path = directory / name
-        if not path.is_file():
-            raise DamagedCheckpoint(f"{path} is missing")
-        if _of_file(path) != digest:
+        try:
+            found = _of_file(path)
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"{path} is missing") from None
+        except OSError as error:
+            raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
+        if found != digest:
             raise DamagedCheckpoint(f"{path} is damaged")
 
 
@@ -94,12 +113,6 @@ def check_kinds(directory: Path, like: Any, expected: Mapping[str, str]) -> None
             f"such as {path}, which is {kept.get(path, 'missing')} there and "
             f"{wanted.get(path, 'missing')} here."
         )
-
-
-def _sealed(record):
-    text = json.dumps(record, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return json.dumps({**record, "digest": digest}, indent=1, sort_keys=True) + "\n"
 
 
 def _of_file(path: str | os.PathLike) -> str:

@@ -1,9 +1,13 @@
 """Where logged figures go: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.training.config import Logging
 
 
@@ -16,13 +20,16 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, settings: Logging, *, after: int = 0, name: str = ""):
         path = workdir / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= after]
-        write_whole(path, "".join(kept))
-        self._last = json.loads(kept[-1])["step"] if kept else -1
+        kept = [entry for entry in read_log(path) if entry["step"] <= after]
+        with whole(path) as unfinished:
+            unfinished.write_text("".join(map(_line, kept)))
+        self._last = kept[-1]["step"] if kept else -1
         self._file = path.open("a")
         self._tensorboard, self._wandb = None, None
         if settings.tensorboard:
-            self._tensorboard = _import("tensorboardX", "tensorboard").SummaryWriter(str(workdir))
+            self._tensorboard = _import("tensorboardX", "tensorboard").SummaryWriter(
+                str(workdir), purge_step=after + 1
+            )
         if settings.wandb:
             wandb = _import("wandb", "wandb")
             self._wandb = wandb.init(project=settings.wandb, name=name, dir=str(workdir))
@@ -32,8 +39,9 @@ class MetricsLog:
         if step <= self._last:
             return
         try:
-            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.write(_line({"step": step, **figures}))
             self._file.flush()
+            os.fsync(self._file.fileno())  # a checkpoint that comes after it counts on it
         except OSError as error:
             raise OSError(
                 f"{self._file.name} could not be continued at step {step}: {error.strerror}; make "
@@ -47,29 +55,29 @@ class MetricsLog:
 
     def close(self) -> None:
         """Finish all files."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a line that could not be written was told already
+            self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
 
 
-def _lines(path):
-    if not path.exists():
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, but for those that are damaged; none where there is no file."""
+    if not path.is_file():
         return []
-    # A line without its end was being written when the run was killed.
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    entries = []
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # it was being written when the run was killed
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                entries.append(entry)
+    return entries
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that under its name there is the old text or the new, never a part."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written: {error.strerror}.") from error
+def _line(entry):
+    return json.dumps(entry) + "\n"
 
 
 def _import(module, extra):

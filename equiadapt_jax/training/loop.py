@@ -117,6 +117,7 @@ def fit(
             number += 1
             if number % settings.every and not due(number):
                 continue
+            checkpoints.check()
             figures = {f"train/{n}": float(v) for n, v in jax.device_get(metrics).items()}
             _check_finite(figures, number, checkpoints)
             bar.set_postfix(loss=f"{figures['train/loss']:.4g}", refresh=False)

@@ -1,5 +1,6 @@
 """A run: pretrain the predictor if none is kept, adapt it, leave a workdir behind."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import Dataset, evaluation_batches, open_dataset, training_batches
-from equiadapt_jax.evaluation.orbits import GroupTurns, figures, make_evaluator
+from equiadapt_jax.evaluation import GroupTurns, figures, make_evaluator
+from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.groups import Cyclic
 from equiadapt_jax.training import objective
 from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
@@ -21,7 +23,7 @@ from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.logging import MetricsLog
 from equiadapt_jax.training.loop import Stop, Stopped, fit
 from equiadapt_jax.training.step import create_state, make_optimizer, make_step
-from equiadapt_jax.training.workdir import describe, mark, open_workdir
+from equiadapt_jax.training.workdir import describe, only_one, open_workdir
 
 
 class _Run(NamedTuple):
@@ -64,12 +66,13 @@ def train(
     model = build_model(config, len(dataset.classes))
     shape = _check(config, model, dataset)
     facts = describe(dataset, shape)
-    open_workdir(config, facts, workdir, resume=resume, overwrite=overwrite)
     run = _Run(config, model, dataset, shape, stop or Stop())
-    begun = workdir / "checkpoints"
-    started = begun.is_dir() and bool(Checkpoints(begun, mark(config, facts)).steps())
-    predictor = None if started else _pretrain(run, workdir)
-    seconds = _adapt(run, workdir, mark(config, facts), predictor)
+    with only_one(workdir):
+        fingerprint = open_workdir(config, facts, workdir, resume=resume, overwrite=overwrite)
+        begun = workdir / "checkpoints"
+        started = begun.is_dir() and bool(Checkpoints(begun, fingerprint).steps())
+        predictor = None if started else _pretrain(run, workdir)
+        seconds = _adapt(run, workdir, fingerprint, predictor)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     return {
         "scorer/parameters": sum(x.size for x in jax.tree.leaves(params["scorer"])),
@@ -136,14 +139,14 @@ def _pretrain(run: "_Run", workdir: Path):
         trainable = dataclasses.replace(model, freeze_predictor=False)
         _fit(
             run, workdir / "pretraining", f"pretraining {config.predictor.name}",
-            fingerprint=_pretraining_mark(config, run.dataset), params=params, state=state,
+            fingerprint=_pretraining_fingerprint(config, run.dataset), params=params, state=state,
             objective=objective.pretraining(trainable, config.augmentation),
             learning_rates={"predictor": settings.learning_rate},
             steps=settings.steps, batch_size=settings.batch_size,
             validate=_validation_upright(run, trainable), key=jax.random.fold_in(key, 1),
         )  # fmt: skip
         _keep(workdir / "pretraining", kept)
-    checkpoints = Checkpoints(kept / "checkpoints", _pretraining_mark(config, run.dataset))
+    checkpoints = Checkpoints(kept / "checkpoints", _pretraining_fingerprint(config, run.dataset))
     try:
         best = checkpoints.best_steps()[0]
         params, state = checkpoints.restore_model(best, (params, state))
@@ -173,11 +176,11 @@ def _keep(made: Path, kept: Path) -> None:
 def _pretrained_directory(config: Config, dataset: Dataset) -> Path:
     """Where the predictor of these settings is kept."""
     name = config.data.name.replace("/", "-")
-    mark = _pretraining_mark(config, dataset)
-    return Path(config.pretrain.directory) / f"{name}-{config.predictor.name}-{mark}"
+    print_ = _pretraining_fingerprint(config, dataset)
+    return Path(config.pretrain.directory) / f"{name}-{config.predictor.name}-{print_}"
 
 
-def _pretraining_mark(config: Config, dataset: Dataset) -> str:
+def _pretraining_fingerprint(config: Config, dataset: Dataset) -> str:
     """A fingerprint of all that shapes a pretrained predictor."""
     return fingerprint(
         dataclasses.replace(config.data, data_dir="", root="", test=""), config.predictor,
@@ -253,42 +256,28 @@ def _fit(
         run.dataset.source(config.data.train), size=config.data.size, how=config.data.fit,
         batch_size=batch_size, seed=config.seed,
     )  # fmt: skip
-    if checkpoints.steps():
-        train_state = checkpoints.restore(train_state, batches)
-    log = MetricsLog(workdir, config.logging, after=int(train_state.step), name=workdir.name)
     try:
         with run.stop.heeded():
-            fit(
-                make_step(objective, optimizer, tuple(learning_rates)), train_state, batches,
-                steps=steps, key=key, validate=validate, checkpoints=checkpoints, log=log,
-                settings=config.logging, title=title, stop=run.stop,
-            )  # fmt: skip
+            if checkpoints.steps():
+                train_state = checkpoints.restore(train_state, batches)
+            after = int(train_state.step)
+            log = MetricsLog(workdir, config.logging, after=after, name=workdir.name)
+            with contextlib.closing(log):
+                fit(
+                    make_step(objective, optimizer, tuple(learning_rates)), train_state, batches,
+                    steps=steps, key=key, validate=validate, checkpoints=checkpoints, log=log,
+                    settings=config.logging, title=title, stop=run.stop,
+                )  # fmt: skip
             checkpoints.wait()
     except Stopped:
         checkpoints.wait()
         last = checkpoints.steps()[-1]
         raise Stopped(f"Stopped {title} after step {last}, which is saved.") from None
     finally:
-        log.close()
         checkpoints.close()
     if run.stop.requested:
         raise Stopped(f"Stopped after {title}, which is saved.")
     return checkpoints.figures(steps)["seconds"]
-
-
-def adapted_prediction(model: Adapted):
-    """`predict(params, state, images) -> (logits, pose)` of the adapted model."""
-
-    def predict(params, state, images):
-        (logits, canonical), _ = model.apply(params, state, images)
-        return logits, canonical.pose
-
-    return predict
-
-
-def vanilla_prediction(model: Adapted):
-    """`predict(params, state, images) -> (logits, None)` of the predictor alone."""
-    return lambda params, state, images: (model.predict(params, state, images)[0], None)
 
 
 def _scores_only(model):

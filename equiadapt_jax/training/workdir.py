@@ -1,23 +1,26 @@
 """The directory of a run: whose it is, and config.json in it."""
 
+import contextlib
 import dataclasses
-import json
+import errno
 import os
 import platform
 import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+import equiadapt_jax
 from equiadapt_jax.data import Dataset
+from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.training.config import Config, differences, fingerprint, from_dict
-from equiadapt_jax.training.logging import write_whole
+from equiadapt_jax.training.digests import DamagedCheckpoint, seal, unseal
 
 _PARTS = (
     "metrics.jsonl", "metrics.json", "checkpoints", "pretraining", "eval", "config.json"
@@ -30,9 +33,7 @@ def read_config(workdir: str | os.PathLike) -> tuple[Config, Mapping[str, Any]]:
     Raises FileNotFoundError where there is no run, ValueError where config.json is not one's.
     """
     values = _read(workdir)
-    dataset = values.pop("dataset")
-    del values["environment"]
-    return from_dict(values), dataset
+    return from_dict(values["settings"]), values["dataset"]
 
 
 def read_environment(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -40,9 +41,9 @@ def read_environment(workdir: str | os.PathLike) -> dict[str, Any]:
     return _read(workdir)["environment"]
 
 
-def mark(config: Config, dataset: Mapping[str, Any]) -> str:
-    """The fingerprint that a run's checkpoints carry."""
-    return fingerprint(config, dataset)
+def read_fingerprint(workdir: str | os.PathLike) -> str:
+    """What the checkpoints of the run in `workdir` carry."""
+    return _read(workdir)["fingerprint"]
 
 
 def describe(dataset: Dataset, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -54,42 +55,73 @@ def describe(dataset: Dataset, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """The command, versions and device of this process."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "equiadapt-jax")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     devices = jax.devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+            "equiadapt_jax": equiadapt_jax.__version__,
+        },
         "device": f"{len(devices)} × {devices[0].device_kind}, {cores} CPU cores",
     }
 
 
 def open_workdir(
     config: Config, dataset: Mapping[str, Any], workdir: Path, *, resume: bool, overwrite: bool
-) -> None:
-    """Refuse a workdir that holds something else, and leave config.json in one that does not.
+) -> str:
+    """Refuse a workdir that holds something else, leave config.json in one that does not.
 
-    Warns where a run is continued with other versions or on another device.
+    Returns the fingerprint that the run's checkpoints carry. Warns where a run is continued with
+    other versions or on another device.
     """
+    if resume and overwrite:
+        raise ValueError("--resume continues a run and --overwrite removes it: give one of both.")
     present = [name for name in _PARTS if (workdir / name).exists()]
     if overwrite:
         for name in present:  # config.json last: until then the rest is known to be a run's
             path = workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         present = []
-    here = environment()
+    here, carried = environment(), fingerprint(config, dataset)
     if "config.json" in present:
         _compare(config, dataset, workdir, resume)
-        here = _continued(workdir, here)
+        here, carried = _continued(workdir, here), read_fingerprint(workdir)
     elif present:
         raise ValueError(
             f"{workdir} holds {', '.join(present)} of a run, but no config.json: choose another "
             "--workdir, or replace them with --overwrite."
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    values = {**dataclasses.asdict(config), "dataset": dataset, "environment": here}
-    write_whole(workdir / "config.json", json.dumps(values, indent=2) + "\n")
+    for path in (p for name in _PARTS for p in workdir.glob(f"{name}.*.tmp")):
+        path.unlink()  # a session that was killed left it
+    settings = dataclasses.asdict(config)
+    values = {
+        "settings": settings, "dataset": dataset, "fingerprint": carried, "environment": here
+    }  # fmt: skip
+    with whole(workdir / "config.json") as unfinished:
+        unfinished.write_text(seal(values))
+    return carried
+
+
+@contextlib.contextmanager
+def only_one(workdir: Path) -> Iterator[None]:
+    """Hold the directory while training in it; ValueError where another process does."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (OSError, ImportError) as error:  # Windows has no such module
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"Another process is training in {workdir}: wait until it has ended, or choose "
+                    "another --workdir."
+                ) from None
+        yield  # also where the file system knows no locks
 
 
 def _read(workdir):
@@ -97,14 +129,9 @@ def _read(workdir):
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} holds no run (no config.json): train one first.")
     try:
-        values = json.loads(path.read_text())
-        if not {"dataset", "environment"} <= values.keys():
-            raise KeyError
-    except (ValueError, KeyError, AttributeError):
-        raise ValueError(
-            f"{path} is damaged, or not of a run: put back what it was, or train anew."
-        ) from None
-    return values
+        return unseal(path, {"settings", "dataset", "fingerprint", "environment"})
+    except DamagedCheckpoint as error:
+        raise DamagedCheckpoint(f"{error}: put back what it was, or train anew.") from None
 
 
 def _compare(config, dataset, workdir, resume):

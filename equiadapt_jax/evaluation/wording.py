@@ -1,0 +1,138 @@
+"""Findings in plain words: numbers as people read them, and the verdict."""
+
+import numpy as np
+
+from equiadapt_jax.evaluation.assess import Findings
+from equiadapt_jax.evaluation.orbits import GroupTurns, displayed_turn
+from equiadapt_jax.groups import Group
+
+LOST, CHANGED = 0.05, 0.10  # of accuracy and of predictions: beyond it adaptation is worth it
+LITTLE_LOST, LITTLE_CHANGED = 0.01, 0.02  # below it is not
+GUESSING = 0.05  # above chance; nobody would deploy less
+
+
+def percent(share: float | None) -> str:
+    """A share of one as "96.9 %"; "0 %" and "100 %" are exact, more than one is possible."""
+    if share is None or not np.isfinite(share):
+        return "–"
+    if share in (0, 1):
+        return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+    almost = 0.9995 < share < 1
+    text = "99.9" if almost else f"{100 * max(share, 0.0005):.1f}"
+    sign = "<" if share < 0.0005 else ">" if almost else ""
+    return f"{sign}{text}\N{NO-BREAK SPACE}%"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign: "+57.8"."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def turns_in_words(group: Group) -> str:
+    """What the elements of a group do: "quarter turns", "turns by multiples of 45° and mirrors"."""
+    known = {1: "", 2: "half turns", 4: "quarter turns"}
+    turns = known.get(group.n, f"turns by multiples of {360 / group.n:.4g}°")
+    mirrors = "mirrors" if group.order > group.n else ""
+    return " and ".join(filter(None, (turns, mirrors))) or "no turns"
+
+
+def verdict(findings: Findings, group: Group | None) -> str:
+    """A few sentences with the numbers; `group` is what the adapted model knows, None without."""
+    if len(findings.turns) == 1:
+        return (
+            f"Upright, {_models(findings, 'accuracy')}. No image was turned: choose a larger group."
+        )
+    return _adapted_verdict(findings, group) if group is not None else _vanilla_verdict(findings)
+
+
+def _models(findings, figure):
+    return " and ".join(
+        f"the {model} {'predictor' if model == 'vanilla' else 'model'} is right on "
+        f"{percent(findings.metrics[f'{model}/{figure}'])}"
+        for model in findings.outcomes
+    )
+
+
+def _adapted_verdict(findings, group):
+    metrics = findings.metrics
+    upright, over = metrics["vanilla/accuracy"], metrics["vanilla/group_accuracy"]
+    words = turns_in_words(findings.turns.group)
+    moved = "falls" if over < upright - 0.0005 else "goes"
+    return (
+        f"Under {words}, the vanilla predictor {moved} from {percent(upright)} upright to "
+        f"{percent(over)} on average ({_worst(findings)}). The adapted model "
+        f"{_kept(findings)}; {_unchanged(findings, group)}. "
+        f"Upright, that is {_cost(metrics['adapted/accuracy'] - upright)}."
+    )
+
+
+def _kept(findings):
+    accuracy = findings.outcomes["adapted"].right.mean(0)
+    mean = percent(accuracy.mean())
+    if accuracy.max() - accuracy.min() < 1e-12:
+        return f"is right on {mean} in every pose"
+    return (
+        f"is right on {mean} on average, between {percent(accuracy.min())} and "
+        f"{percent(accuracy.max())} by the pose"
+    )
+
+
+def _worst(findings):
+    accuracy = findings.outcomes["vanilla"].right.mean(0)
+    worst = int(accuracy.argmin())
+    where = f"turned {displayed_turn(findings.turns.labels[worst])}" if worst else "upright"
+    return f"{percent(accuracy[worst])} at its worst, {where}"
+
+
+def _unchanged(findings, group):
+    """How many predictions the exact elements of the model's group change, and all elements."""
+    known = {GroupTurns(group).labels[g] for g in group.lattice}
+    exact = [i for i, name in enumerate(findings.turns.labels) if name in known and i]
+    prediction = findings.outcomes["adapted"].prediction
+    over_all = percent(findings.metrics["adapted/changed_rate"])
+    if not exact:
+        return f"{over_all} of its predictions change with the pose"
+    changed = (prediction[:, exact] != prediction[:, :1]).mean()
+    share = (
+        "no prediction changes" if changed == 0 else f"{percent(changed)} of its predictions change"
+    )
+    said = f"under an exact element of its group {share}"
+    return said if len(exact) == len(findings.turns) - 1 else f"{said}, over all turns {over_all}"
+
+
+def _cost(difference):
+    size = f"{abs(100 * difference):.1f} points"
+    if abs(difference) < 0.0005:
+        return "as good as before adaptation"
+    return f"{size} {'more' if difference > 0 else 'less'} than before adaptation"
+
+
+def _vanilla_verdict(findings):
+    metrics, outcome = findings.metrics, findings.outcomes["vanilla"]
+    upright, over = metrics["vanilla/accuracy"], metrics["vanilla/group_accuracy"]
+    accuracy = outcome.right.mean(0)
+    worst = int(accuracy.argmin())
+    turn = f"at {displayed_turn(findings.turns.labels[worst])}" if worst else "upright"
+    return (
+        f"{_need(findings)}: the predictor is right on {percent(upright)} upright and on "
+        f"{percent(over)} on average under {turns_in_words(findings.turns.group)}, least of all "
+        f"{turn} ({percent(accuracy[worst])}), and {percent(metrics['vanilla/changed_rate'])} of "
+        "its predictions change."
+    )
+
+
+def _need(findings):
+    metrics = findings.metrics
+    upright, over = metrics["vanilla/accuracy"], metrics["vanilla/group_accuracy"]
+    changed, lost = metrics["vanilla/changed_rate"], upright - over
+    if len(findings.classes) > 1 and upright - 1 / len(findings.classes) < GUESSING:
+        return (
+            "Upright it hardly does better than guessing, so look first at the range of values, "
+            "the channels and the order of the classes"
+        )
+    if lost >= LOST or changed >= CHANGED:
+        return "If images come turned like this, you need adaptation"
+    if lost <= LITTLE_LOST and changed <= LITTLE_CHANGED:
+        return "You do not need adaptation to such turns"
+    return "Adaptation may be worth it if images come turned like this"

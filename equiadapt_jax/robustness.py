@@ -1,0 +1,221 @@
+"""How a network that is not adapted breaks when its images are turned."""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from equiadapt_jax import groups, runs
+from equiadapt_jax.data import Dataset, open_dataset
+from equiadapt_jax.evaluation import GroupTurns
+from equiadapt_jax.evaluation.assess import Images, Subject, assess
+from equiadapt_jax.evaluation.predictions import (
+    as_sentence,
+    check_prediction,
+    pretrained_prediction,
+    vanilla_prediction,
+)
+from equiadapt_jax.evaluation.report import leave, table
+from equiadapt_jax.evaluation.wording import verdict
+from equiadapt_jax.predictors import Pretrained
+from equiadapt_jax.training.workdir import read_config
+
+BATCH_SIZE = 64
+
+
+def evaluate(
+    predictor: str,
+    data: str = "",
+    *,
+    size: int | None = None,
+    fit: str = "",
+    split: str = "",
+    group: str = "cyclic4",
+    random_angles: int = 0,
+    sweep: int = 0,
+    sweep_images: int = 1000,
+    data_dir: str = "",
+    batch_size: int = 0,
+    pictures: str | os.PathLike = "",
+    command: str = "",
+) -> tuple[dict[str, float], str, str]:
+    """(metrics, table, verdict) of a predictor alone, on images turned by a group.
+
+    Args:
+      predictor: `path/to/file.py:name` or `package.module:name`, see `read_predictor`; or the
+        workdir of a run, for its predictor before adaptation.
+      data: digits, the folder or tar of an image folder, or the name of a prepared TFDS dataset;
+        with a run's workdir the run's by default.
+      size: side in pixels to which images are brought; 0, the default, leaves them alone.
+      fit: how, see `data.fit`; "pad" by default.
+      split: of the data; "test" by default.
+      group: whose elements turn every image.
+      random_angles: so many more turns of every image, each by an angle of its own.
+      sweep: so many angles around the circle, for the first `sweep_images` images.
+      sweep_images: see `sweep`.
+      data_dir: where prepared datasets lie.
+      batch_size: images per batch.
+      pictures: a directory for report.html, per_image.csv and PNG files; none without it.
+      command: what was typed, for the report.
+
+    Raises:
+      FileNotFoundError, ValueError, TypeError: no such predictor or data, or they do not fit.
+      FloatingPointError: logits that are not finite.
+    """
+    turned_by, name = groups.from_name(group), display_name(predictor)
+    run = read_config(predictor) if Path(predictor).is_dir() else None
+    found = None if run else read_predictor(predictor)
+    dataset, images = _images(run, data, data_dir, size, fit, split, batch_size)
+    if run:
+        params, state, model = runs.load(predictor, step=0)
+        subject, how = Subject(vanilla_prediction(model), params, state, name=name), "step 0"
+        turns = GroupTurns(turned_by, model.pad, model.fill)
+    else:
+        subject, how = _subject(found, name, images, len(dataset.classes))
+        turns = GroupTurns(turned_by)
+    findings = assess(
+        {"vanilla": subject}, images, turns, dataset.classes,
+        random_angles=random_angles, sweep=sweep, sweep_images=sweep_images, watch=runs.watch,
+    )  # fmt: skip
+    if pictures:
+        facts = runs.circumstances(command) | {
+            "predictor": f"{predictor} ({how})",
+            "turned by": f"{turned_by}, {len(turns)} elements",
+            "data": runs.describe_data(dataset, images, data if data != dataset.name else ""),
+        }
+        leave(Path(pictures), findings, images, name=name, facts=facts)
+    text = table(findings.metrics, turns.labels, str(turned_by))
+    return dict(findings.metrics), text, verdict(findings, None)
+
+
+def display_name(predictor: str) -> str:
+    """A short name: that of the file or module with the function's, or of the run."""
+    path, _, name = predictor.rpartition(":")
+    if not path or Path(predictor).is_dir():
+        return Path(predictor).name or Path(predictor).absolute().name
+    return f"{Path(path).stem if path.endswith('.py') else path}:{name}"
+
+
+def read_predictor(predictor: str) -> Pretrained | Callable[[Any], Any]:
+    """What `file.py:name` or `module:name` is: a `Pretrained`, or a function images → logits.
+
+    A function without arguments is called, to return a `Pretrained`. FileNotFoundError for a
+    missing file or module, ValueError for a missing name or where the file itself raises, TypeError
+    for anything else.
+    """
+    path, colon, name = predictor.rpartition(":")
+    if not (colon and path and name.isidentifier()):
+        raise ValueError(
+            f"--predictor={predictor} is neither path/to/file.py:name, package.module:name nor the "
+            "workdir of a run."
+        )
+    module = _import_file(path) if path.endswith(".py") else _import_module(path)
+    if not hasattr(module, name):
+        near = [n for n in vars(module) if not n.startswith("_") and callable(vars(module)[n])]
+        raise ValueError(f"{path} has no {name!r}; what it has is {', '.join(near) or 'nothing'}.")
+    found = getattr(module, name)
+    if isinstance(found, Pretrained) or _accepts(found, "images"):
+        return found
+    if _accepts(found):
+        made = _users(f"{predictor}", found)
+        if isinstance(made, Pretrained):
+            return made
+        found = made
+    raise TypeError(
+        f"{predictor} is or returns a {type(found).__name__}: a function of images (whatever can "
+        "be called with one argument is called with them), an "
+        "equiadapt_jax.predictors.Pretrained, or a function without arguments that returns one "
+        "is needed."
+    )
+
+
+def find_data(data: str, data_dir: str = "") -> Dataset:
+    """The image folder or tar at the path `data` if there is one, else the dataset of that name."""
+    path = Path(data).expanduser()
+    if path.exists() or data.startswith((".", "/", "~")) or re.search(r"\.(tar|tgz)\b", data):
+        return open_dataset("image_folder", root=path, data_dir=data_dir)
+    try:
+        return open_dataset(data, data_dir=data_dir)
+    except ValueError as error:
+        raise ValueError(f"There is no folder or tar {data!r} here, and {error}") from error
+
+
+def _images(run, data, data_dir, size, fit, split, batch_size):
+    """(dataset, its images); what is not given is the run's, if there is one."""
+    if not (data or run):
+        raise ValueError("--predictor needs --data=: digits, a folder or tar, or a TFDS dataset.")
+    own = run[0].data if run else None
+    if data:
+        dataset = find_data(data, data_dir)
+        if run:
+            runs.check_same_kind(dataset, run[1])
+    else:
+        dataset = open_dataset(own.name, root=own.root, data_dir=data_dir or own.data_dir)
+    split = split or ("test" if data else own.test)
+    size = (own.size if own else 0) if size is None else size
+    fit = fit or (own.fit if own else "pad")
+    return dataset, Images(dataset.source(split), size, fit, batch_size or BATCH_SIZE, split)
+
+
+def _subject(found, name, images, classes):
+    """(subject, how it is called) of what the user gave."""
+    if isinstance(found, Pretrained):
+        call, params, state = pretrained_prediction(found), found.params, found.state
+    else:
+        call, params, state = (lambda params, state, images: found(images)), {}, {}
+    shape = (images.batch_size, *images.chosen([0]).shape[1:])
+    predict, reason = check_prediction(call, params, state, name, shape, classes)
+    if reason:
+        print(f"{name} gets NumPy arrays, since JAX cannot trace it ({reason}).")
+    how = "called with NumPy arrays" if reason else "compiled by JAX"
+    return Subject(predict, params, state, traced=not reason, name=name), how
+
+
+def _accepts(function, *arguments):
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:  # not callable, or not like that
+        return False
+    except ValueError:  # some built-in functions tell nothing of their arguments
+        return bool(arguments)
+    return True
+
+
+def _users(what, function, *arguments):
+    """The result of the user's own code; its errors as one sentence."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ValueError(as_sentence(what, error)) from error
+
+
+def _import_file(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path} (--predictor={path}:…).")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(spec.name, module)  # where pickle and dataclasses look
+    _look_in(Path(path).absolute().parent)  # where it may import its neighbours
+    _users(path, spec.loader.exec_module, module)
+    return module
+
+
+def _import_module(name):
+    _look_in(Path.cwd())
+    try:
+        missing = importlib.util.find_spec(name) is None
+    except ModuleNotFoundError:  # nor its package
+        missing = True
+    if missing:
+        raise FileNotFoundError(f"There is no module {name} (--predictor={name}:…).")
+    return _users(name, importlib.import_module, name)
+
+
+def _look_in(folder):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
