@@ -9,7 +9,8 @@ to runs: `groups`, `actions`, `canonicalization`, `priors`; `networks`, `predict
 from typing import Any
 
 from equiadapt_jax import actions, canonicalization, groups, networks, predictors, priors
-from equiadapt_jax.adaptation import Adapted, Network, adapt, from_function, from_linen, from_nnx
+from equiadapt_jax.adaptation import Adapted, adapt
+from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
 
 __version__ = "0.1.0"
 

@@ -129,6 +129,9 @@ PUBLIC = {
         "group, scorer, predictor, *, preprocess=, output=, freeze_predictor=, method=, "
         "temperature=, pad=, fill="
     ),
+    "predictors.load": (
+        "path, *, preprocess=, sha256=, image_size=, head=, channels=, heads=, dtype="
+    ),
     "adaptation.Adapted.init": "self, key, images, predictor=",
     "adaptation.Adapted.apply": "self, params, state, images, *, train=, key=",
     "adaptation.Adapted.canonicalize": "self, params, state, images, *, train=, key=",

@@ -27,6 +27,9 @@ NOT_NEEDED = [
     "ml_collections",
     "tensorboardX",
     "wandb",
+    "safetensors",
+    "huggingface_hub",
+    "transformers",
 ]
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.adaptation import Adapted, Network
+from equiadapt_jax.adaptation import Adapted
+from equiadapt_jax.interface import Network
 from equiadapt_jax.predictors import Pretrained
 
 

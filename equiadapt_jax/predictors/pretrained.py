@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from equiadapt_jax.interface import Network
+
 
 class Pretrained(NamedTuple):
     """A network, its parameters and state, and what it expects to be done to its images.
@@ -16,7 +18,7 @@ class Pretrained(NamedTuple):
       preprocess: images (B, S, S, C) in [0, 1] to what the network takes; None for nothing.
     """
 
-    network: Any  # a Network, which a layer above this one defines
+    network: Network
     params: Any
     state: Any
     preprocess: Callable[[jax.Array], jax.Array] | None = None

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax import groups, networks, predictors, priors
-from equiadapt_jax.adaptation import Adapted, adapt, from_linen
+from equiadapt_jax.adaptation import Adapted, adapt
+from equiadapt_jax.interface import from_linen
 from equiadapt_jax.training.config import Config, Prior
 
 _SCORERS = {"group_conv": networks.GroupConvNet}

@@ -1,0 +1,116 @@
+"""A network as two pure functions, whatever it was written in: Linen, NNX or plain functions."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network as two pure functions.
+
+    Attributes:
+      init: `init(key, x) -> (params, state)`, both nested dicts of arrays; state holds what `apply`
+        updates while training, such as batch statistics, and is empty for most networks.
+      apply: `apply(params, state, x, *, train=False, key=None) -> (y, state)`; `key` feeds dropout.
+    """
+
+    init: Callable[..., tuple[Any, Any]]
+    apply: Callable[..., tuple[Any, Any]]
+
+
+def from_linen(module) -> Network:
+    """A Flax Linen module as a `Network`.
+
+    `train` is passed on as whichever of `train`, `training`, `deterministic` or
+    `use_running_average` the module's `__call__` takes. Every collection but "params" is state.
+    """
+    mode = _training_argument(type(module).__call__)
+
+    def init(key, x):
+        params_key, dropout_key = jax.random.split(key)
+        variables = module.init({"params": params_key, "dropout": dropout_key}, x, **mode(False))
+        variables = dict(flax.core.unfreeze(variables))
+        return variables.pop("params", {}), variables
+
+    def apply(params, state, x, *, train=False, key=None):
+        rngs = {} if key is None else {"dropout": key}
+        variables = {"params": params, **state}
+        if not (train and state):
+            return module.apply(variables, x, rngs=rngs, **mode(train)), state
+        y, updated = module.apply(variables, x, rngs=rngs, mutable=list(state), **mode(train))
+        updated = flax.core.unfreeze(updated)
+        if jax.tree.structure(updated) != jax.tree.structure(flax.core.unfreeze(state)):
+            raise ValueError(
+                f"A training step of {type(module).__name__} changed the structure of its state "
+                f"({', '.join(state)}), as sow does: leave such a collection out of the state."
+            )
+        return y, updated
+
+    return Network(init, apply)
+
+
+def from_nnx(module) -> Network:
+    """A Flax NNX module, or a function `rngs -> module`, as a `Network`.
+
+    A module given as such keeps its parameters: `init` returns them. A function is called with
+    `nnx.Rngs(key)` by `init`. Parameters are the `nnx.Param` variables, state the others.
+    """
+    from flax import nnx
+
+    fixed = isinstance(module, nnx.Module)
+
+    def split(module):
+        definition, params, rngs, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return definition, params, rngs, state
+
+    def init(key, x):
+        _, params, _, state = split(module if fixed else module(nnx.Rngs(key)))
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+
+    def apply(params, state, x, *, train=False, key=None):
+        abstract = module if fixed else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
+        definition, params_tree, rngs, state_tree = split(abstract)
+        if train and key is None and jax.tree.leaves(rngs):
+            raise ValueError(
+                f"{type(abstract).__name__} draws random numbers while training: "
+                "pass key=jax.random.key(...)."
+            )
+        nnx.replace_by_pure_dict(params_tree, params)
+        nnx.replace_by_pure_dict(state_tree, state)
+        merged = nnx.merge(definition, params_tree, rngs, state_tree, copy=True)
+        merged.train() if train else merged.eval()
+        if key is not None:
+            nnx.reseed(merged, default=key, dropout=key)
+        y = merged(x)
+        return y, nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
+
+    return Network(init, apply)
+
+
+def from_function(function: Callable, init: Callable | None = None) -> Network:
+    """A stateless function `function(params, x) -> y` as a `Network`.
+
+    `init(key, x) -> params` makes its parameters; without it they are empty, and `function` may
+    close over fixed ones. It is called alike in training and inference.
+    """
+
+    def initialise(key, x):
+        return ({} if init is None else init(key, x)), {}
+
+    def apply(params, state, x, *, train=False, key=None):
+        return function(params, x), state
+
+    return Network(initialise, apply)
+
+
+def _training_argument(call) -> Callable[[bool], dict[str, bool]]:
+    """How a module's `__call__` is told that it trains."""
+    parameters = inspect.signature(call).parameters
+    told = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
+    name = next((name for name in told if name in parameters), None)
+    return lambda train: {} if name is None else {name: train == told[name]}
