@@ -1,7 +1,8 @@
 """Scorer + predictor → one pure model that canonicalizes its input.
 
 `adapt` puts a scorer before a predictor, both given as a `Network`: image → scores → pose →
-canonical input → the predictor's own preprocessing → prediction.
+canonical input → the predictor's own preprocessing → prediction. A scorer may also read what the
+predictor makes of every pose.
 """
 
 import dataclasses
@@ -9,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from equiadapt_jax import canonicalization
+from equiadapt_jax import averaging, canonicalization
 from equiadapt_jax.canonicalization import Canonical
 from equiadapt_jax.groups import Group
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
@@ -37,6 +39,9 @@ class Adapted:
     temperature: float
     pad: str
     fill: float
+    interpolation: str = "linear"
+    features: Callable[..., jax.Array] | None = None
+    poses: int | None = 1
 
     def init(
         self,
@@ -51,11 +56,75 @@ class Adapted:
                 "may be empty."
             )
         scorer_key, predictor_key = jax.random.split(key)
-        scorer = self.scorer.init(scorer_key, images)
         predictor = predictor or self.predictor.init(predictor_key, self.prepare(images))
+        seen = images
+        if self.features is not None:
+            whole = {"predictor": predictor[0]}, {"predictor": predictor[1]}
+            like = jax.eval_shape(self.orbit_features, *whole, images)[0]
+            seen = jnp.zeros(like.shape, like.dtype)
+        scorer = self.scorer.init(scorer_key, seen)
         params, state = zip(scorer, predictor, strict=True)
         names = ("scorer", "predictor")
         return dict(zip(names, params, strict=True)), dict(zip(names, state, strict=True))
+
+    def orbit_features(
+        self, params: Mapping, state: Mapping, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(features `(B, |G|, F)`, predictions `(B, |G|, …)`) of the predictor for every g⁻¹·x.
+
+        |G| passes of the predictor, one pose of the batch in memory at a time; as in inference, and
+        with no derivative.
+        """
+        if self.features is None:
+            raise ValueError("The scorer reads images: give `features` to adapt.")
+        network, read = self.predictor.features, self.features
+        predictor = jax.lax.stop_gradient((params["predictor"], state["predictor"]))
+
+        def one(g):
+            y, maps = network(*predictor, self.prepare(self._turned_back(g, images)))
+            return read(maps, y), y
+
+        seen = jax.lax.map(one, self.group.elements())
+        return jax.lax.stop_gradient(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen))
+
+    def score(
+        self,
+        params: Mapping,
+        state: Mapping,
+        seen: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict]:
+        """Scores `(B, |G|)` of what the scorer sees: images, or features of `orbit_features`."""
+        scores, scorer_state = self.scorer.apply(
+            params["scorer"], state["scorer"], seen, train=train, key=key if train else None
+        )
+        return scores, {**state, "scorer": scorer_state}
+
+    def combine(
+        self,
+        scores: jax.Array,
+        predictions: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The prediction from those for every pose, `(B, |G|, …)`, without another pass.
+
+        In inference the weighted average over the best poses; in training the sum with the weights
+        of `method`, whose derivative reaches the scores.
+        """
+        if train:
+            poses = jnp.broadcast_to(self.group.elements(), scores.shape)
+            weights = canonicalization.weights(
+                scores, method=self.method, temperature=self.temperature, key=key
+            )
+        else:
+            poses, weights = averaging.best(
+                self.group, scores, poses=self.poses, temperature=self.temperature
+            )
+        return averaging.combine(poses, weights, predictions)
 
     def canonicalize(
         self,
@@ -66,22 +135,14 @@ class Adapted:
         train: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[Canonical, dict]:
-        """Canonical inputs and the updated state, without a predictor pass; see `apply`."""
-        dropout, noise = (None, None) if key is None else jax.random.split(key)
-        scores, scorer_state = self.scorer.apply(
-            params["scorer"], state["scorer"], images, train=train, key=dropout if train else None
-        )
-        canonical = canonicalization.from_scores(
-            self.group,
-            scores,
-            images,
-            method=self.method if train else "straight_through",
-            temperature=self.temperature,
-            key=noise,
-            pad=self.pad,
-            fill=self.fill,
-        )
-        return canonical, {**state, "scorer": scorer_state}
+        """Canonical inputs and the updated state; see `apply`.
+
+        No predictor pass, unless the scorer reads its features.
+        """
+        seen = images
+        if self.features is not None:
+            seen, _ = self.orbit_features(params, state, images)
+        return self._canonicalize(params, state, images, seen, train, key)
 
     def predict(
         self,
@@ -120,17 +181,55 @@ class Adapted:
     ) -> tuple[tuple[jax.Array, Canonical], dict]:
         """((prediction, canonical), state) for images `(B, S, S, C)` in [0, 1].
 
-        Outside training the pose is the best one and nothing is random. One key serves the batch:
-        dropout and Gumbel noise are drawn from it.
+        Outside training the pose is the best one, the prediction that for it or the average over
+        the best `poses`, and nothing is random. Predictions that the scorer's features came with
+        are used again. One key serves the batch: dropout and Gumbel noise are drawn from it.
         """
         scorer_key, predictor_key = (None, None) if key is None else jax.random.split(key)
-        canonical, state = self.canonicalize(params, state, images, train=train, key=scorer_key)
-        y, state = self.predict(params, state, canonical.inputs, train=train, key=predictor_key)
+        seen, known = images, None
+        if self.features is not None:
+            seen, known = self.orbit_features(params, state, images)
+        canonical, state = self._canonicalize(params, state, images, seen, train, scorer_key)
+        if known is not None and (self.freeze_predictor or not train):
+            y = self.combine(canonical.scores, known, train=train, key=predictor_key)
+        elif train or self.poses == 1:
+            y, state = self.predict(params, state, canonical.inputs, train=train, key=predictor_key)
+        else:
+            y = averaging.weighted(
+                self.group,
+                canonical.scores,
+                images,
+                lambda x: self.predict(params, state, x)[0],
+                poses=self.poses,
+                temperature=self.temperature,
+                **self._sampling,
+            )
         return (y, canonical), state
 
     def prepare(self, images: jax.Array) -> jax.Array:
         """What the predictor sees of images in [0, 1]."""
         return images if self.preprocess is None else self.preprocess(images)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        return {"pad": self.pad, "fill": self.fill, "interpolation": self.interpolation}
+
+    def _turned_back(self, g, images):
+        return canonicalization.canonicalize(self.group, g, images, **self._sampling)
+
+    def _canonicalize(self, params, state, images, seen, train, key) -> tuple[Canonical, dict]:
+        dropout, noise = (None, None) if key is None else jax.random.split(key)
+        scores, state = self.score(params, state, seen, train=train, key=dropout)
+        canonical = canonicalization.from_scores(
+            self.group,
+            scores,
+            images,
+            method=self.method if train else "straight_through",
+            temperature=self.temperature,
+            key=noise,
+            **self._sampling,
+        )
+        return canonical, state
 
 
 def adapt(
@@ -145,6 +244,9 @@ def adapt(
     temperature: float = 1.0,
     pad: str = "edge",
     fill: float = 0.0,
+    interpolation: str = "linear",
+    features: Callable[..., jax.Array] | None = None,
+    poses: int | None = 1,
 ) -> Adapted:
     """Put a canonicalizer before a predictor.
 
@@ -159,9 +261,16 @@ def adapt(
       temperature: of these weights.
       pad: what lies outside the image, see `actions.images`.
       fill: its value for `pad="constant"`.
+      interpolation: "linear" or "cubic", see `actions.images`.
+      features: `features(maps, prediction) -> (N, F)`, for a scorer that does not see images but
+        the predictor's features in every pose, `(B, |G|, F)`: `FeatureScorer(…).read`. The scorer
+        then costs |G| passes of the predictor, and the prediction none.
+      poses: how many of the best poses the prediction is averaged over in inference, weighted by
+        their scores (`averaging.weighted`, as many passes); None for all of the group.
 
     Raises:
-      ValueError: an output or a method that does not exist.
+      ValueError: an output or a method that does not exist, poses out of range, features of a
+        predictor that tells none.
       TypeError: a scorer or predictor that is not a `Network`.
     """
     if output not in OUTPUTS:
@@ -171,12 +280,19 @@ def adapt(
         )
     if method not in canonicalization.METHODS:
         raise ValueError(f"Unknown method {method!r}: choose one of {canonicalization.METHODS}.")
+    if poses is not None and not 1 <= poses <= group.order:
+        raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
     for name, network in (("scorer", scorer), ("predictor", predictor)):
         if not isinstance(network, Network):
             raise TypeError(
                 f"The {name} is a {type(network).__name__}: wrap it with from_linen, from_nnx or "
                 "from_function."
             )
+    if features is not None and predictor.features is None:
+        raise ValueError(
+            "The scorer reads the predictor's features, and the predictor tells none: from_linen "
+            "takes what the module sows, elsewhere give Network(init, apply, features)."
+        )
     return Adapted(
         group,
         scorer,
@@ -188,4 +304,7 @@ def adapt(
         temperature,
         pad,
         fill,
+        interpolation,
+        features,
+        poses,
     )

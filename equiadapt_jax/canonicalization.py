@@ -77,6 +77,7 @@ def canonicalize(
     *,
     pad: str = "edge",
     fill: float = 0.0,
+    interpolation: str = "linear",
 ) -> jax.Array:
     """The canonical input pose⁻¹·x: `act(group, inverse(pose), x)`, to the bit.
 
@@ -92,11 +93,14 @@ def canonicalize(
       weights: `(..., |G|)`, for instance from `weights`; needed only for gradients to the scores.
       pad: "edge" or "constant", see `actions.images`.
       fill: the value outside the image for `pad="constant"`.
+      interpolation: "linear" or "cubic", see `actions.images`.
     """
     if weights is None:
-        return image_actions.act(group, group.inverse(pose), images, pad=pad, fill=fill)
+        return image_actions.act(
+            group, group.inverse(pose), images, pad=pad, fill=fill, interpolation=interpolation
+        )
     _check(group, weights, images)
-    return _canonicalize(group, pad, fill, pose, weights, images)
+    return _canonicalize(group, (pad, fill, interpolation), pose, weights, images)
 
 
 def mixture(
@@ -106,6 +110,7 @@ def mixture(
     *,
     pad: str = "edge",
     fill: float = 0.0,
+    interpolation: str = "linear",
 ) -> jax.Array:
     """Σ_g w_g g⁻¹·x over the whole group, for soft weights `(..., |G|)`; arguments as above."""
     _check(group, weights, images)
@@ -113,7 +118,9 @@ def mixture(
 
     @jax.checkpoint
     def add(total, g):
-        turned = image_actions.act(group, group.inverse(g), images, pad=pad, fill=fill)
+        turned = image_actions.act(
+            group, group.inverse(g), images, pad=pad, fill=fill, interpolation=interpolation
+        )
         weight = jnp.take(weights, g, -1)[..., None, None, None].astype(dtype)
         return total + weight * turned.astype(dtype), None
 
@@ -128,9 +135,10 @@ def invert(
     *,
     pad: str = "edge",
     fill: float = 0.0,
+    interpolation: str = "linear",
 ) -> jax.Array:
     """pose·y: an image-shaped output for the canonical input, carried back to the input's pose."""
-    return image_actions.act(group, pose, images, pad=pad, fill=fill)
+    return image_actions.act(group, pose, images, pad=pad, fill=fill, interpolation=interpolation)
 
 
 def from_scores(
@@ -143,6 +151,7 @@ def from_scores(
     key: jax.Array | None = None,
     pad: str = "edge",
     fill: float = 0.0,
+    interpolation: str = "linear",
 ) -> Canonical:
     """Scores and images to `Canonical`: weights, the pose they choose, the canonical inputs.
 
@@ -153,34 +162,39 @@ def from_scores(
     # Saturated soft weights can be equal where the scores are not.
     pose = select_pose(group, scores if method == "soft" else w)
     if method == "soft":
-        inputs = mixture(group, w, images, pad=pad, fill=fill)
+        inputs = mixture(group, w, images, pad=pad, fill=fill, interpolation=interpolation)
     else:
-        inputs = canonicalize(group, pose, images, w, pad=pad, fill=fill)
+        inputs = canonicalize(
+            group, pose, images, w, pad=pad, fill=fill, interpolation=interpolation
+        )
     return Canonical(inputs, pose, scores, w)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _canonicalize(group, pad, fill, pose, weights, images):
-    return image_actions.act(group, group.inverse(pose), images, pad=pad, fill=fill)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _canonicalize(group, how, pose, weights, images):
+    return _transform(group, how, pose, images)
 
 
-def _canonicalize_forward(group, pad, fill, pose, weights, images):
-    return _canonicalize(group, pad, fill, pose, weights, images), (pose, weights, images)
+def _transform(group, how, pose, images):
+    pad, fill, interpolation = how
+    g = group.inverse(pose)
+    return image_actions.act(group, g, images, pad=pad, fill=fill, interpolation=interpolation)
 
 
-def _canonicalize_backward(group, pad, fill, residuals, cotangent):
+def _canonicalize_forward(group, how, pose, weights, images):
+    return _canonicalize(group, how, pose, weights, images), (pose, weights, images)
+
+
+def _canonicalize_backward(group, how, residuals, cotangent):
     pose, weights, images = residuals
     dtype = np.promote_types(weights.dtype, images.dtype)
 
-    def transform(g, x):
-        return image_actions.act(group, group.inverse(g), x, pad=pad, fill=fill)
-
     def inner_product(g):
-        turned = transform(g, images).astype(dtype)
+        turned = _transform(group, how, g, images).astype(dtype)
         return jnp.sum(cotangent.astype(dtype) * turned, (-3, -2, -1))
 
     products = jnp.moveaxis(jax.lax.map(inner_product, group.elements()), 0, -1)
-    _, transpose = jax.vjp(lambda x: transform(pose, x), images)
+    _, transpose = jax.vjp(lambda x: _transform(group, how, pose, x), images)
     return None, products.astype(weights.dtype), transpose(cotangent)[0]
 
 

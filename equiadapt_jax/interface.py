@@ -1,4 +1,4 @@
-"""A network as two pure functions, whatever it was written in: Linen, NNX or plain functions."""
+"""A network as pure functions, whatever it was written in: Linen, NNX or plain functions."""
 
 import dataclasses
 import inspect
@@ -11,16 +11,19 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network as two pure functions.
+    """A network as two pure functions, and a third for scorers that read its features.
 
     Attributes:
       init: `init(key, x) -> (params, state)`, both nested dicts of arrays; state holds what `apply`
         updates while training, such as batch statistics, and is empty for most networks.
       apply: `apply(params, state, x, *, train=False, key=None) -> (y, state)`; `key` feeds dropout.
+      features: `features(params, state, x) -> (y, maps)` in inference: what `apply` gives, and a
+        tuple of feature maps `(B, H, W, C)` on the way there. None where a network tells none.
     """
 
     init: Callable[..., tuple[Any, Any]]
     apply: Callable[..., tuple[Any, Any]]
+    features: Callable[..., tuple[Any, tuple[jax.Array, ...]]] | None = None
 
 
 def from_linen(module) -> Network:
@@ -28,6 +31,7 @@ def from_linen(module) -> Network:
 
     `train` is passed on as whichever of `train`, `training`, `deterministic` or
     `use_running_average` the module's `__call__` takes. Every collection but "params" is state.
+    Features are what the module sows into "intermediates", in the order of their names.
     """
     mode = _training_argument(type(module).__call__)
 
@@ -51,7 +55,18 @@ def from_linen(module) -> Network:
             )
         return y, updated
 
-    return Network(init, apply)
+    def features(params, state, x):
+        variables = {"params": params, **state}
+        y, sown = module.apply(variables, x, mutable=["intermediates"], **mode(False))
+        maps = tuple(jax.tree.leaves(sown.get("intermediates", {})))
+        if not maps:
+            raise ValueError(
+                f"{type(module).__name__} tells no features: let it sow feature maps into "
+                "'intermediates', or give Network(init, apply, features) yourself."
+            )
+        return y, maps
+
+    return Network(init, apply, features)
 
 
 def from_nnx(module) -> Network:
@@ -92,11 +107,14 @@ def from_nnx(module) -> Network:
     return Network(init, apply)
 
 
-def from_function(function: Callable, init: Callable | None = None) -> Network:
+def from_function(
+    function: Callable, init: Callable | None = None, features: Callable | None = None
+) -> Network:
     """A stateless function `function(params, x) -> y` as a `Network`.
 
     `init(key, x) -> params` makes its parameters; without it they are empty, and `function` may
-    close over fixed ones. It is called alike in training and inference.
+    close over fixed ones. It is called alike in training and inference. `features(params, x) ->
+    (y, maps)` gives feature maps with it, for a scorer that reads them.
     """
 
     def initialise(key, x):
@@ -105,7 +123,10 @@ def from_function(function: Callable, init: Callable | None = None) -> Network:
     def apply(params, state, x, *, train=False, key=None):
         return function(params, x), state
 
-    return Network(initialise, apply)
+    def with_features(params, state, x):
+        return features(params, x)
+
+    return Network(initialise, apply, None if features is None else with_features)
 
 
 def _training_argument(call) -> Callable[[bool], dict[str, bool]]:

@@ -3,8 +3,13 @@
 Images are `(..., H, W, C)` floats. A positive angle turns the displayed image counter-clockwise
 about ((H-1)/2, (W-1)/2); by π/2 it equals `jnp.rot90`. A reflection mirrors left to right. An
 element acts as its exact part first (quarter turns and mirrors, which move pixels and change none)
-and then as one bilinear interpolation of the remaining rotation: exact elements lose nothing, the
-others are resampled once. Sampling coordinates are never computed in less than float32.
+and then as one interpolation of the remaining rotation: exact elements lose nothing, the others are
+resampled once. Sampling coordinates are never computed in less than float32.
+
+`interpolation="linear"` reads 2×2 pixels. "cubic" reads 4×4 by Keys' kernel with a = −0.75 (Keys
+1981, DOI 10.1109/TASSP.1981.1163711; the value of PyTorch and OpenCV): it blurs less, which shows
+where an image is resampled twice, costs about four times the reads, and may leave the range of the
+image by a few percent.
 
 What lies outside the image continues the edge (`pad="edge"`) or is `fill` (`pad="constant"`); no
 padded image is ever made. All functions are pure, and work under jit, vmap and grad.
@@ -19,9 +24,17 @@ import numpy as np
 from equiadapt_jax.groups import Group
 
 PADS = ("edge", "constant")
+INTERPOLATIONS = ("linear", "cubic")
 
 
-def rotate(images: jax.Array, angle, *, pad: str = "edge", fill: float = 0.0) -> jax.Array:
+def rotate(
+    images: jax.Array,
+    angle,
+    *,
+    pad: str = "edge",
+    fill: float = 0.0,
+    interpolation: str = "linear",
+) -> jax.Array:
     """Square images turned counter-clockwise by `angle`, differentiable in both.
 
     Args:
@@ -30,12 +43,14 @@ def rotate(images: jax.Array, angle, *, pad: str = "edge", fill: float = 0.0) ->
         the angle is exact.
       pad: "edge" or "constant".
       fill: the value outside the image for `pad="constant"`, in the range of the images.
+      interpolation: "linear" or "cubic", see the module.
 
     Raises:
-      ValueError: shapes that do not fit, images that are not square, an unknown pad.
+      ValueError: shapes that do not fit, images that are not square, an unknown pad or
+        interpolation.
       TypeError: images that are not floats.
     """
-    _check(images, jnp.shape(angle), pad, square=True, floating=True)
+    _check(images, jnp.shape(angle), pad, interpolation, square=True, floating=True)
     angle = jnp.asarray(angle, np.promote_types(images.dtype, np.float32))
     quarter = jnp.round(angle / (np.pi / 2))
     rest = angle - quarter * (np.pi / 2)
@@ -43,16 +58,25 @@ def rotate(images: jax.Array, angle, *, pad: str = "edge", fill: float = 0.0) ->
     # Exact angles lose their rounding error but keep their derivative.
     rest = rest - jax.lax.stop_gradient(jnp.where(jnp.abs(rest) <= rounding, rest, 0))
     quarter = quarter.astype(jnp.int32) % 4
-    return _sample(images, quarter, quarter * 0, jnp.cos(rest), jnp.sin(rest), pad, fill)
+    how = (pad, fill, interpolation)
+    return _sample(images, quarter, quarter * 0, jnp.cos(rest), jnp.sin(rest), *how)
 
 
 def reflect(images: jax.Array, where=True) -> jax.Array:
     """Images mirrored left to right where `where` (bool, `images.shape[:-3]` or scalar) is true."""
-    _check(images, jnp.shape(where), "edge", square=False, floating=False)
+    _check(images, jnp.shape(where), square=False, floating=False)
     return _turn(images, 0, where)
 
 
-def act(group: Group, g, images: jax.Array, *, pad: str = "edge", fill: float = 0.0) -> jax.Array:
+def act(
+    group: Group,
+    g,
+    images: jax.Array,
+    *,
+    pad: str = "edge",
+    fill: float = 0.0,
+    interpolation: str = "linear",
+) -> jax.Array:
     """g·x: images transformed by elements of C_n or D_n.
 
     Args:
@@ -62,35 +86,49 @@ def act(group: Group, g, images: jax.Array, *, pad: str = "edge", fill: float = 
         g is a Python integer of the lattice). Square unless n is at most 2.
       pad: "edge" or "constant", see the module.
       fill: the value outside the image for `pad="constant"`.
+      interpolation: "linear" or "cubic", see the module.
 
     Returns:
       The transformed images, same shape and dtype. `act(compose(g, q), x)` is
       `act(g, act(q, x))` to the bit for every q in `group.lattice`.
 
     Raises:
-      ValueError: shapes that do not fit, an unknown pad, images the group would reshape.
+      ValueError: shapes that do not fit, an unknown pad or interpolation, images the group would
+        reshape.
       TypeError: images that would be interpolated and are not floats.
     """
     rest, lattice = group.split(g)
     known = not isinstance(rest, jax.Array) and np.ndim(rest) == 0
     exact = group.n in (1, 2, 4) or (known and rest == 0)
-    _check(images, jnp.shape(g), pad, square=group.n > 2, floating=not exact, group=group)
+    square = group.n > 2
+    _check(images, jnp.shape(g), pad, interpolation, square=square, floating=not exact, group=group)
     quarter, mirror = group.steps(lattice) * 4 // group.n, group.reflects(lattice)
     if exact:
         return _turn(images, quarter, mirror)
     matrix = group.matrix(rest, np.promote_types(images.dtype, np.float32))
-    return _sample(images, quarter, mirror, matrix[..., 0, 0], matrix[..., 0, 1], pad, fill)
+    how = (pad, fill, interpolation)
+    return _sample(images, quarter, mirror, matrix[..., 0, 0], matrix[..., 0, 1], *how)
 
 
-def orbit(group: Group, images: jax.Array, *, pad: str = "edge", fill: float = 0.0) -> jax.Array:
+def orbit(
+    group: Group,
+    images: jax.Array,
+    *,
+    pad: str = "edge",
+    fill: float = 0.0,
+    interpolation: str = "linear",
+) -> jax.Array:
     """All g·x, `(..., |G|, H, W, C)`, in the order of `group.elements()`; see `act`."""
-    transform = jax.vmap(
-        lambda g: act(group, g, images, pad=pad, fill=fill), out_axes=images.ndim - 3
-    )
-    return transform(group.elements())
+
+    def transform(g):
+        return act(group, g, images, pad=pad, fill=fill, interpolation=interpolation)
+
+    return jax.vmap(transform, out_axes=images.ndim - 3)(group.elements())
 
 
-def _check(images, batch_shape, pad, *, square, floating, group=None):
+def _check(
+    images, batch_shape, pad="edge", interpolation="linear", *, square, floating, group=None
+):
     """Raise one sentence for what cannot be transformed."""
     if images.ndim < 3:
         raise ValueError(f"Images have shape (..., H, W, C), got {images.shape}.")
@@ -108,8 +146,12 @@ def _check(images, batch_shape, pad, *, square, floating, group=None):
         raise TypeError(
             f"Images of dtype {images.dtype} cannot be interpolated: convert them to floats."
         )
-    if pad not in PADS:
-        raise ValueError(f"Unknown pad {pad!r}: choose one of {', '.join(PADS)}.")
+    for name, value, known in (
+        ("pad", pad, PADS),
+        ("interpolation", interpolation, INTERPOLATIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(known)}.")
 
 
 def _turn(images: jax.Array, quarter, mirror) -> jax.Array:
@@ -128,17 +170,17 @@ def _where(condition, true: jax.Array, false: jax.Array) -> jax.Array:
     return jnp.where(jnp.asarray(condition, bool)[..., None, None, None], true, false)
 
 
-def _sample(images, quarter, mirror, cos, sin, pad, fill) -> jax.Array:
+def _sample(images, quarter, mirror, cos, sin, pad, fill, interpolation) -> jax.Array:
     """Mirror, quarter turns, then one rotation by atan2(sin, cos); all of it in a single gather."""
     flat = images.reshape(-1, *images.shape[-3:])
     parameters = [jnp.asarray(p) for p in (quarter, mirror, cos, sin)]
     axes = [0 if p.ndim else None for p in parameters]
     parameters = [p.reshape(-1) if p.ndim else p for p in parameters]
-    sample = jax.vmap(functools.partial(_sample_one, pad=pad, fill=fill), in_axes=(0, *axes))
-    return sample(flat, *parameters).reshape(images.shape)
+    sample = functools.partial(_sample_one, pad=pad, fill=fill, interpolation=interpolation)
+    return jax.vmap(sample, in_axes=(0, *axes))(flat, *parameters).reshape(images.shape)
 
 
-def _sample_one(image, quarter, mirror, cos, sin, *, pad, fill):
+def _sample_one(image, quarter, mirror, cos, sin, *, pad, fill, interpolation):
     height, width, _ = image.shape
     y = jnp.arange(height, dtype=cos.dtype)[:, None] - (height - 1) / 2
     x = jnp.arange(width, dtype=cos.dtype)[None, :] - (width - 1) / 2
@@ -146,17 +188,32 @@ def _sample_one(image, quarter, mirror, cos, sin, *, pad, fill):
     if pad == "edge":
         column, row = jnp.clip(column, 0, width - 1), jnp.clip(row, 0, height - 1)
     left, top = jnp.floor(column), jnp.floor(row)
-    across, down = (column - left)[..., None], (row - top)[..., None]
-    i = jnp.stack([top, top, top + 1, top + 1]).astype(jnp.int32)
-    j = jnp.stack([left, left + 1, left, left + 1]).astype(jnp.int32)
+    offsets, weights = _KERNELS[interpolation]
+    across, down = weights((column - left)[..., None]), weights((row - top)[..., None])
+    i = jnp.stack([top + k for k in offsets for _ in offsets]).astype(jnp.int32)
+    j = jnp.stack([left + k for _ in offsets for k in offsets]).astype(jnp.int32)
     pixels = _gather(image, jnp.clip(i, 0, height - 1), jnp.clip(j, 0, width - 1), quarter, mirror)
     pixels = pixels.astype(cos.dtype)
     if pad == "constant":
         inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
         pixels = jnp.where(inside[..., None], pixels, jnp.asarray(fill, cos.dtype))
-    upper = pixels[0] * (1 - across) + pixels[1] * across
-    lower = pixels[2] * (1 - across) + pixels[3] * across
-    return (upper * (1 - down) + lower * down).astype(image.dtype)
+    pixels = pixels.reshape(len(offsets), len(offsets), *image.shape)
+    rows = [sum(p * w for p, w in zip(line, across, strict=True)) for line in pixels]
+    return sum(r * w for r, w in zip(rows, down, strict=True)).astype(image.dtype)
+
+
+def _linear(t):
+    return 1 - t, t
+
+
+def _cubic(t, a=-0.75):
+    """Keys' weights of the pixels at −1, 0, 1 and 2 for a place t in [0, 1) between 0 and 1."""
+    u = 1 - t
+    near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((a + 2) * u - (a + 3)) * u * u + 1
+    return a * t * u * u, near, far, a * u * t * t
+
+
+_KERNELS = {"linear": ((0, 1), _linear), "cubic": ((-1, 0, 1, 2), _cubic)}
 
 
 def _gather(image, i, j, quarter, mirror):

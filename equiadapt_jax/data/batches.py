@@ -1,6 +1,6 @@
 """Batches of fitted images: an endless, resumable stream to train on, one pass to evaluate on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,27 @@ def training_batches(
     batches = examples.batch(batch_size // jax.process_count(), drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(batches.to_iter_dataset(options))
+
+
+def array_batches(arrays: Mapping[str, np.ndarray], *, batch_size: int, seed: int) -> Any:
+    """Return a Grain iterator of shuffled batches of rows of arrays `(N, ...)`, endless.
+
+    Shuffled and resumable as `training_batches`. ValueError for arrays of different N, or fewer
+    rows than a batch.
+    """
+    import grain
+
+    rows = {name: len(array) for name, array in arrays.items()}
+    count = min(rows.values())
+    if max(rows.values()) != count or count < batch_size:
+        raise ValueError(
+            f"The arrays have {rows} rows and a batch {batch_size}: give them all the same number, "
+            "at least that of a batch."
+        )
+    numbers = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None)
+    batches = numbers.batch(batch_size, drop_remainder=True)
+    taken = batches.map(lambda chosen: {name: array[chosen] for name, array in arrays.items()})
+    return iter(taken.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
 def evaluation_batches(

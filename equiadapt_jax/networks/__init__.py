@@ -1,5 +1,6 @@
 """Scorers: Flax networks that score the poses of an input."""
 
+from equiadapt_jax.networks.feature_scorer import FeatureScorer
 from equiadapt_jax.networks.group_conv import GroupConvNet
 
-__all__ = ["GroupConvNet"]
+__all__ = ["FeatureScorer", "GroupConvNet"]

@@ -22,6 +22,7 @@ _SIZES = {
 }
 
 _init = nn.initializers.truncated_normal(0.02)
+_SOWN = "intermediates"
 
 
 class ViT(nn.Module):
@@ -46,6 +47,9 @@ class ViT(nn.Module):
     `mlp_dim` is the inner width of the perceptrons, by default 4 · width. `dropout` acts after the
     embedding, the attention's projection and both layers of each perceptron, in training only and
     then from the key `rngs={"dropout": key}`.
+
+    The patch tokens after every depth // 3 blocks are sown into "intermediates" as feature maps,
+    for scorers that read features.
 
     Parameters are float32. `dtype` is what the layers compute in; None follows the widest of images
     and parameters. Normalization statistics and softmax are in at least float32, GELU is exact.
@@ -106,6 +110,7 @@ class ViT(nn.Module):
             raise ValueError(
                 f"dropout={self.dropout} needs a key in training: pass rngs={{'dropout': key}}."
             )
+        height, width = (side // self.patch for side in x.shape[1:3])
         x = self._embed(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         mlp_dim = self.mlp_dim or 4 * self.width
@@ -120,11 +125,18 @@ class ViT(nn.Module):
                 name=f"blocks_{i}",
             )
             x = block(x, train)
+            if (i + 1) % max(self.depth // 3, 1) == 0 and self.is_mutable_collection(_SOWN):
+                self.sow(_SOWN, f"patches_{i}", self._as_map(x, height, width))
         x = self._pool(at_least_float32(x))
         if not self.num_classes:
             return x
         dtype = None if self.dtype is None else x.dtype
         return nn.Dense(self.num_classes, dtype=dtype, kernel_init=_init, name="head")(x)
+
+    def _as_map(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """Return the patch tokens of (B, N, width) where they are in the image."""
+        patches = x[:, int(self.class_token) + self.registers :]
+        return patches.reshape(x.shape[0], height, width, self.width)
 
     def _pool(self, x: jax.Array) -> jax.Array:
         """Return the features (B, width or twice that) of tokens (B, N, width), normalized."""

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from equiadapt_jax.adaptation import Adapted, adapt
 from equiadapt_jax.interface import from_linen
 from equiadapt_jax.training.config import Config, Prior
 
-_SCORERS = {"group_conv": networks.GroupConvNet}
+_SCORERS = {"group_conv": networks.GroupConvNet, "features": networks.FeatureScorer}
 _PREDICTORS = {"vit": predictors.ViT, "resnet": predictors.ResNet}
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 # Set elsewhere in the settings, or by Flax.
@@ -26,9 +27,11 @@ def build_model(config: Config, classes: int) -> Adapted:
     group = groups.from_name(config.group)
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
+    images = config.scorer.name != "features"
+    seen = {"pad": config.adaptation.pad, "fill": config.adaptation.fill} if images else {}
     scorer = _make(
         "scorer", _network("scorer", config.scorer.name), (group,), config.scorer.options,
-        dtype=dtype, pad=config.adaptation.pad, fill=config.adaptation.fill,
+        dtype=dtype, **seen,
     )  # fmt: skip
     predictor = _make(
         "predictor", _network("predictor", config.predictor.name), (classes,),
@@ -45,7 +48,23 @@ def build_model(config: Config, classes: int) -> Adapted:
         temperature=config.adaptation.temperature,
         pad=config.adaptation.pad,
         fill=config.adaptation.fill,
+        interpolation=config.adaptation.interpolation,
+        features=None if images else scorer.read,
+        poses=_poses(config.averaging, group),
     )
+
+
+def _poses(averaging, group):
+    """How many poses the setting averages over; None for all."""
+    if averaging in ("single", "weighted"):
+        return 1 if averaging == "single" else None
+    match = re.fullmatch(r"top([1-9][0-9]*)", averaging)
+    if match is None or int(match[1]) > group.order:
+        raise ValueError(
+            f"config.averaging is {averaging!r}: choose single, weighted, or top1 to "
+            f"top{group.order} for {group}."
+        )
+    return int(match[1])
 
 
 def resolve(config: Config) -> Config:

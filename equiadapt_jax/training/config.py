@@ -38,7 +38,9 @@ class Data:
 class Scorer:
     """The network that scores poses."""
 
-    name: str = _setting("group_conv", "group_conv")
+    name: str = _setting(
+        "group_conv", "group_conv, or features (of the predictor in every pose; slower, better)"
+    )
     options: Mapping[str, Any] = _setting({}, "fields of the network")
 
 
@@ -59,6 +61,7 @@ class Augmentation:
     angle: float = _setting(0.0, "radians; left out where inputs are turned by any angle")
     scale: float = _setting(0.0, "logarithm of the magnification")
     shift: float = _setting(0.0, "fraction of the side")
+    mirror: bool = _setting(False, "mirror half of the images left to right, as suits photographs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,15 @@ class Adaptation:
     )
     pad: str = _setting("edge", "what lies outside the image: edge or constant")
     fill: float = _setting(0.0, "its value for constant, in [0, 1]")
+    interpolation: str = _setting(
+        "linear", "how inputs are turned back where pixels fall between others: linear or cubic"
+    )
+    variants: int = _setting(
+        1, "scorer features, predictor kept: versions of each image, augmented, made beforehand"
+    )
+    cache_gigabytes: float = _setting(
+        8.0, "their size up to which they are kept in memory; beyond it none are made beforehand"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +140,10 @@ class Config:
     name: str = _setting("digits_vit", "first part of the run's directory")
     seed: int = _setting(0, "of initialisation, order of images and augmentation, in both stages")
     group: str = _setting("cyclic4", "cyclic<n> or dihedral<n>")
+    averaging: str = _setting(
+        "single",
+        "single (the best pose), top<k> (the k best, weighted by their scores) or weighted (all)",
+    )
     dtype: str = _setting("float32", "compute dtype: float32 or bfloat16; parameters are float32")
     evaluation_batch_size: int = _setting(60, "images per evaluated batch")
     data: Data = dataclasses.field(default_factory=Data)

@@ -129,13 +129,21 @@ def fit(
     return state
 
 
+def progress(title: str, batches: Iterable, total: int) -> Iterable:
+    """The same batches, with a bar as that of training."""
+    return tqdm(batches, title, total, unit="batch", **_bar())
+
+
 def _progress(title, start, steps):
+    return tqdm(total=steps, initial=start, desc=title, unit="step", **_bar())
+
+
+def _bar():
     """A bar with rate and time left; a line now and then where nobody watches."""
     watched = sys.stderr.isatty()
-    return tqdm(
-        total=steps, initial=start, desc=title, unit="step", dynamic_ncols=watched,
-        mininterval=0.1 if watched else 15, smoothing=0.1,
-    )  # fmt: skip
+    return {
+        "dynamic_ncols": watched, "mininterval": 0.1 if watched else 15, "smoothing": 0.1
+    }  # fmt: skip
 
 
 def _check_finite(figures, step, checkpoints):

@@ -55,7 +55,7 @@ def adaptation(
             loss = prior.loss(model.group, canonical.scores, applied=applied)
             return loss, (
                 state,
-                {"loss": loss, **_pose_metrics(model.group, prior, loss, canonical, applied)},
+                {"loss": loss, **_pose_metrics(model.group, prior, loss, canonical.pose, applied)},
             )
         (logits, canonical), state = model.apply(params, state, images, train=True, key=model_key)
         task = _cross_entropy(logits, batch["label"])
@@ -65,8 +65,35 @@ def adaptation(
         metrics = {"loss": loss, "task_loss": task, "accuracy": accuracy}
         return loss, (
             state,
-            {**metrics, **_pose_metrics(model.group, prior, prior_loss, canonical, applied)},
+            {**metrics, **_pose_metrics(model.group, prior, prior_loss, canonical.pose, applied)},
         )
+
+    return objective
+
+
+def adaptation_from_features(
+    model: Adapted, prior, *, prior_weight: float, labels: bool = True
+) -> Objective:
+    """The same from what `cache.make` has kept, with no predictor pass.
+
+    A batch holds features, predictions and applied elements for the orbits of its images. The
+    task's loss is that of the predictions, summed with the weights of the scores.
+    """
+
+    def objective(params, state, batch, key):
+        dropout_key, noise_key = jax.random.split(key)
+        features = batch["features"].astype(jnp.float32)
+        scores, state = model.score(params, state, features, train=True, key=dropout_key)
+        loss = prior_loss = prior.loss(model.group, scores, applied=batch["applied"])
+        found = {}
+        if labels:
+            logits = model.combine(scores, batch["predictions"], train=True, key=noise_key)
+            task = _cross_entropy(logits, batch["label"])
+            loss = task + prior_weight * prior_loss
+            found = {"task_loss": task, "accuracy": _accuracy(logits, batch["label"])}
+        pose = jnp.argmax(scores, -1)
+        found |= _pose_metrics(model.group, prior, prior_loss, pose, batch["applied"])
+        return loss, (state, {"loss": loss, **found})
 
     return objective
 
@@ -88,7 +115,14 @@ def turn(
 def augment(
     images: jax.Array, key: jax.Array, amount: Augmentation, *, angle: bool = True
 ) -> jax.Array:
-    """Small random rotation, magnification and shift of `(B, S, S, C)`, one interpolation."""
+    """A mirror for half of `(B, S, S, C)`, and small random rotations, magnifications and shifts.
+
+    One interpolation, or none.
+    """
+    if amount.mirror:
+        key, mirror_key = jax.random.split(key)
+        mirrored = jax.random.bernoulli(mirror_key, shape=images.shape[:1])
+        images = image_actions.reflect(images, mirrored)
     turning = amount.angle if angle else 0.0
     if not (turning or amount.scale or amount.shift):
         return images
@@ -120,7 +154,7 @@ def _accuracy(logits, labels):
     return jnp.mean(jnp.argmax(logits, -1) == labels)
 
 
-def _pose_metrics(group, prior, prior_loss, canonical, applied):
-    applied = jnp.zeros_like(canonical.pose) if applied is None else applied
-    right = [canonical.pose == group.compose(applied, mode) for mode in prior.modes]
+def _pose_metrics(group, prior, prior_loss, pose, applied):
+    applied = jnp.zeros_like(pose) if applied is None else applied
+    right = [pose == group.compose(applied, mode) for mode in prior.modes]
     return {"prior_loss": prior_loss, "pose_accuracy": jnp.mean(jnp.stack(right).any(0))}

@@ -4,24 +4,31 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from equiadapt_jax.adaptation import Adapted
-from equiadapt_jax.data import Dataset, evaluation_batches, open_dataset, training_batches
+from equiadapt_jax.data import (
+    Dataset,
+    array_batches,
+    evaluation_batches,
+    open_dataset,
+    training_batches,
+)
 from equiadapt_jax.evaluation import GroupTurns, figures, make_evaluator
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.groups import Cyclic
-from equiadapt_jax.training import objective
+from equiadapt_jax.training import cache, objective
 from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.config import Config, fingerprint
 from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.logging import MetricsLog
-from equiadapt_jax.training.loop import Stop, Stopped, fit
+from equiadapt_jax.training.loop import Stop, Stopped, fit, progress
 from equiadapt_jax.training.step import create_state, make_optimizer, make_step
 from equiadapt_jax.training.workdir import describe, only_one, open_workdir
 
@@ -142,7 +149,7 @@ def _pretrain(run: "_Run", workdir: Path):
             fingerprint=_pretraining_fingerprint(config, run.dataset), params=params, state=state,
             objective=objective.pretraining(trainable, config.augmentation),
             learning_rates={"predictor": settings.learning_rate},
-            steps=settings.steps, batch_size=settings.batch_size,
+            steps=settings.steps, batches=_training(run, settings.batch_size),
             validate=_validation_upright(run, trainable), key=jax.random.fold_in(key, 1),
         )  # fmt: skip
         _keep(workdir / "pretraining", kept)
@@ -226,25 +233,90 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
     config, model, settings = run.config, run.model, run.config.adaptation
     key = jax.random.key(config.seed)
     params, state = model.init(key, jnp.zeros((1, *run.shape)), predictor=predictor)
+    if predictor is None:  # which the run's own checkpoints hold
+        checkpoints = Checkpoints(workdir / "checkpoints", fingerprint)
+        _, (params, state) = checkpoints.restore_best((params, state))
     rates = {"scorer": settings.scorer_learning_rate}
     if settings.mode == "joint":
         rates["predictor"] = settings.predictor_learning_rate
-    return _fit(
-        run, workdir, f"adapting to {model.group}", fingerprint=fingerprint, params=params,
-        state=state,
-        objective=objective.adaptation(
+    began = time.monotonic()
+    how = _on_features(run, params, state) if _keeps_features(run, params, state) else None
+    how = how or {
+        "objective": objective.adaptation(
             model, build_prior(config.prior, model.group), prior_weight=settings.prior_weight,
             augmentation=config.augmentation, turn_inputs=turns_inputs(config),
             labels=settings.mode != "prior",
         ),
-        learning_rates=rates, steps=settings.steps, batch_size=settings.batch_size,
-        validate=_validation_over_orbits(run), key=jax.random.fold_in(key, 2),
+        "batches": _training(run, settings.batch_size),
+        "validate": _validation_over_orbits(run),
+    }  # fmt: skip
+    made = time.monotonic() - began
+    return made + _fit(
+        run, workdir, f"adapting to {model.group}", fingerprint=fingerprint, params=params,
+        state=state, learning_rates=rates, steps=settings.steps, key=jax.random.fold_in(key, 2),
+        **how,
     )  # fmt: skip
+
+
+def _keeps_features(run: _Run, params, state) -> bool:
+    """Whether the predictor's features are made beforehand: it is kept, and they fit."""
+    settings, model = run.config.adaptation, run.model
+    if model.features is None or not model.freeze_predictor:
+        return False
+    splits = {run.config.data.train: settings.variants, run.config.data.validation: 1}
+    rows = sum(len(run.dataset.source(split)) * n for split, n in splits.items())
+    gigabytes = cache.size(model, params, state, run.shape, rows) / 1e9
+    if gigabytes <= settings.cache_gigabytes:
+        return True
+    print(
+        f"The features of {rows} images take {gigabytes:.1f} GB, more than "
+        f"config.adaptation.cache_gigabytes={settings.cache_gigabytes:g}: they are made anew at "
+        "each step."
+    )
+    return False
+
+
+def _on_features(run: _Run, params, state) -> dict[str, Any]:
+    """Objective, batches and validation on features made beforehand."""
+    config, model, settings = run.config, run.model, run.config.adaptation
+    prior, key = build_prior(config.prior, model.group), jax.random.key(config.seed)
+
+    def make(split, number, **how):
+        images = len(run.dataset.source(split))
+        total = -(-images // config.evaluation_batch_size)
+        batches = run.stop.checked(_evaluation(config, run.dataset, split))
+        title = f"features of {images} images in {model.group.order} poses"
+        with run.stop.heeded():
+            return cache.make(
+                model, params, state, progress(title, batches, total), images,
+                key=jax.random.fold_in(key, number), turn_inputs=turns_inputs(config), **how,
+            )  # fmt: skip
+
+    train = make(config.data.train, 3, variants=settings.variants, augmentation=config.augmentation)
+    validate = cache.make_validation(
+        model, make(config.data.validation, 4), prior.modes, config.evaluation_batch_size
+    )
+    labels = settings.mode != "prior"
+
+    def validation(state):
+        found = validate(state.params, state.state)
+        if not labels:
+            del found["accuracy"]
+        # The predictor was often trained on the very images that are held out here.
+        return {**found, "best_by": found["pose_accuracy"]}
+
+    return {
+        "objective": objective.adaptation_from_features(
+            model, prior, prior_weight=settings.prior_weight, labels=labels
+        ),
+        "batches": array_batches(train, batch_size=settings.batch_size, seed=config.seed),
+        "validate": validation,
+    }
 
 
 def _fit(
     run, workdir, title, *, fingerprint, params, state, objective, learning_rates, steps,
-    batch_size, validate, key,
+    batches, validate, key,
 ) -> float:  # fmt: skip
     """Train one stage in its directory, from its latest checkpoint if there is one; its seconds."""
     config = run.config
@@ -252,10 +324,6 @@ def _fit(
     checkpoints = Checkpoints(workdir / "checkpoints", fingerprint, create=True)
     optimizer = make_optimizer(config.optimizer, learning_rates, steps)
     train_state = create_state(params, state, optimizer, tuple(learning_rates))
-    batches = training_batches(
-        run.dataset.source(config.data.train), size=config.data.size, how=config.data.fit,
-        batch_size=batch_size, seed=config.seed,
-    )  # fmt: skip
     try:
         with run.stop.heeded():
             if checkpoints.steps():
@@ -286,6 +354,14 @@ def _scores_only(model):
         return canonical.scores, canonical.pose
 
     return predict
+
+
+def _training(run, batch_size):
+    config = run.config
+    return training_batches(
+        run.dataset.source(config.data.train), size=config.data.size, how=config.data.fit,
+        batch_size=batch_size, seed=config.seed,
+    )  # fmt: skip
 
 
 def _evaluation(config, dataset, split):

@@ -1,0 +1,143 @@
+"""Predictions for several poses of an input instead of one, weighted by the scores.
+
+A single pose loses all where the scorer errs, and jumps where two poses tie: no continuous choice
+of one pose exists for common groups (Dym et al. 2024, arXiv 2402.16077). Averaging the predictions
+for the k best poses, weighted by the softmax of their scores, costs k passes of the predictor and
+softens both; with equal scores it is group averaging (Puny et al. 2022, arXiv 2110.03336).
+
+Poses are added up from the best to the worst, so an input that is turned by an exact element, whose
+scores are the same numbers in other places, gives the same bits. Outputs are those that the group
+does not act on (the trivial representation). Pure functions; no networks, no state.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from equiadapt_jax.actions import images as image_actions
+from equiadapt_jax.groups import Group
+
+
+def best(
+    group: Group, scores: jax.Array, *, poses: int | None = None, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """(poses, weights) of the best poses, `(..., k)`, the best first.
+
+    Args:
+      group: the group.
+      scores: `(..., |G|)`.
+      poses: k, how many; None for all of them.
+      temperature: the weights are softmax(scores / temperature) over the k poses; positive.
+
+    Returns:
+      int32 elements, and weights that sum to one, in at least float32.
+
+    Raises:
+      ValueError: scores that do not fit the group, k out of range, a temperature that is not
+        positive.
+    """
+    if scores.ndim < 1 or scores.shape[-1] != group.order:
+        raise ValueError(
+            f"Scores of shape {scores.shape} do not fit {group}: the last axis holds one for each "
+            f"of its {group.order} elements."
+        )
+    poses = group.order if poses is None else poses
+    if not 1 <= poses <= group.order:
+        raise ValueError(
+            f"poses={poses}: average over 1 to {group.order} of the elements of {group}."
+        )
+    if not isinstance(temperature, jax.Array) and temperature <= 0:
+        raise ValueError(f"The temperature of the weights is {temperature}: it must be positive.")
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    chosen, elements = jax.lax.top_k(scores, poses)
+    return elements.astype(jnp.int32), jax.nn.softmax(chosen / temperature, -1)
+
+
+def combine(poses: jax.Array, weights: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Σ_j w_j y(g_j) of outputs that are known for every element of the group.
+
+    Args:
+      poses: g, int32 `(B, k)`, and
+      weights: w, `(B, k)`, both from `best`.
+      outputs: y, `(B, |G|, ...)`, where `outputs[:, g]` is the prediction for g⁻¹·x.
+
+    Returns:
+      `(B, ...)`, in the dtype of the outputs, added up in at least float32.
+    """
+    dtype = jnp.promote_types(outputs.dtype, jnp.float32)
+    chosen = jax.vmap(lambda y, g: y[g])(outputs, poses).astype(dtype)
+    total = jnp.zeros_like(chosen[:, 0])
+    for j in range(poses.shape[1]):
+        total += _column(weights, j, total) * chosen[:, j]
+    return total.astype(outputs.dtype)
+
+
+def weighted(
+    group: Group,
+    scores: jax.Array,
+    images: jax.Array,
+    predict: Callable[[jax.Array], jax.Array],
+    *,
+    poses: int | None = None,
+    temperature: float = 1.0,
+    chunk: int = 1,
+    pad: str = "edge",
+    fill: float = 0.0,
+    interpolation: str = "linear",
+) -> jax.Array:
+    """Σ_j w_j p(g_j⁻¹·x) over the k best poses g_j: k passes of the predictor p for each image.
+
+    Only the running sum and `chunk` poses of the batch are in memory at a time, however large the
+    group; reverse-mode derivatives make each pass again instead of keeping it.
+
+    Args:
+      group: the group.
+      scores: `(B, |G|)`.
+      images: `(B, H, W, C)`.
+      predict: images `(N, H, W, C)` to outputs `(N, ...)` that the group does not act on: logits, or
+        probabilities to average those.
+      poses: k; None for all of the group.
+      temperature: of the weights, see `best`.
+      chunk: poses that share a pass, which sees chunk · B images; it divides k.
+      pad: what lies outside the image, see `actions.images`.
+      fill: its value for `pad="constant"`.
+      interpolation: "linear" or "cubic".
+
+    Raises:
+      ValueError: shapes that do not fit, k or the temperature out of range, a chunk that does not
+        divide k.
+    """
+    elements, weights = best(group, scores, poses=poses, temperature=temperature)
+    k = elements.shape[-1]
+    if scores.ndim != 2 or images.ndim != 4 or scores.shape[0] != images.shape[0]:
+        raise ValueError(
+            f"Scores of shape {scores.shape} and images of shape {images.shape} do not fit: give "
+            "(B, |G|) and (B, H, W, C), or use jax.vmap."
+        )
+    if chunk < 1 or k % chunk:
+        raise ValueError(f"chunk={chunk} does not divide the {k} poses: choose a divisor.")
+
+    def canonicalize(g):
+        g = group.inverse(g)
+        return image_actions.act(group, g, images, pad=pad, fill=fill, interpolation=interpolation)
+
+    @jax.checkpoint
+    def add(total, part):
+        g, w = part  # (chunk, B)
+        canonical = jax.vmap(canonicalize)(g).reshape(-1, *images.shape[1:])
+        outputs = predict(canonical)
+        outputs = outputs.reshape(chunk, -1, *outputs.shape[1:]).astype(total.dtype)
+        for j in range(chunk):
+            total += _column(w.T, j, total) * outputs[j]
+        return total, None
+
+    output = jax.eval_shape(predict, images)
+    total = jnp.zeros(output.shape, jnp.promote_types(output.dtype, jnp.float32))
+    parts = jax.tree.map(lambda x: x.T.reshape(-1, chunk, x.shape[0]), (elements, weights))
+    return jax.lax.scan(add, total, parts)[0].astype(output.dtype)
+
+
+def _column(weights, j, like):
+    """The weights of one pose, `(B,)`, with the axes of the outputs behind it."""
+    return weights[:, j].reshape(-1, *[1] * (like.ndim - 1)).astype(like.dtype)

@@ -1,0 +1,120 @@
+"""What a frozen predictor makes of every pose of the training images, made once and kept.
+
+A scorer that reads features then trains without a predictor pass, many epochs in minutes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equiadapt_jax.actions import images as image_actions
+from equiadapt_jax.adaptation import Adapted
+from equiadapt_jax.training.config import Augmentation
+from equiadapt_jax.training.objective import augment, turn
+
+Arrays = dict[str, np.ndarray]
+
+
+def size(model: Adapted, params, state, shape: tuple[int, ...], rows: int) -> int:
+    """Bytes that `make` keeps for so many versions of images of a shape (S, S, C)."""
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    features, predictions = jax.eval_shape(model.orbit_features, params, state, images)
+    return rows * (2 * features.size + 4 * predictions.size)
+
+
+def make(
+    model: Adapted,
+    params: Any,
+    state: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    count: int,
+    *,
+    key: jax.Array,
+    variants: int = 1,
+    augmentation: Augmentation | None = None,
+    turn_inputs: bool = False,
+) -> Arrays:
+    """Features and predictions of the predictor for the orbits of images.
+
+    Args:
+      model: with a scorer that reads features.
+      params: its parameters, of which only the predictor's are used; and
+      state: its state.
+      batches: of `data.evaluation_batches`, every image once.
+      count: how many images they hold.
+      key: for what is random.
+      variants: versions of each image. The first is the image itself, the others are augmented;
+        with `augmentation.mirror` every second one is mirrored.
+      augmentation: of all but the first.
+      turn_inputs: turn each version by an angle of its own, see `objective.adaptation`.
+
+    Returns:
+      Arrays with a row for each version of each image: `features` float16 (N, |G|, F),
+      `predictions` float32 (N, |G|, K), `label` int32 (N,), and `applied` int32 (N,), the element
+      that is nearest to how the image was turned.
+    """
+
+    @jax.jit
+    def look(images, variant, first):
+        augment_key, turn_key = jax.random.split(
+            jax.random.fold_in(jax.random.fold_in(key, variant), first)
+        )
+        if augmentation is not None:
+            unmirrored = dataclasses.replace(augmentation, mirror=False)
+            changed = augment(images, augment_key, unmirrored, angle=not turn_inputs)
+            changed = image_actions.reflect(changed, augmentation.mirror & (variant % 2 == 1))
+            images = jnp.where(variant > 0, changed, images)
+        applied = jnp.zeros(images.shape[0], jnp.int32)
+        if turn_inputs:
+            images, applied = turn(model.group, turn_key, images, model.pad, model.fill)
+        features, predictions = model.orbit_features(params, state, images)
+        return features.astype(jnp.float16), predictions.astype(jnp.float32), applied
+
+    kept: Arrays = {}
+    first = 0
+    for batch in batches:
+        mask = batch["mask"]
+        rows = slice(first, first + int(mask.sum()))
+        for variant in range(variants):
+            seen = look(jnp.asarray(batch["image"]), np.int32(variant), np.int32(first))
+            made = (*jax.device_get(seen), batch["label"])
+            for name, values in zip(_NAMES, made, strict=True):
+                if name not in kept:
+                    kept[name] = np.empty((variants, count, *values.shape[1:]), values.dtype)
+                kept[name][variant, rows] = values[mask]
+        first = rows.stop
+    return {name: values.reshape(-1, *values.shape[2:]) for name, values in kept.items()}
+
+
+def make_validation(
+    model: Adapted, arrays: Arrays, modes: tuple[int, ...], batch_size: int
+) -> Callable[[Any, Any], dict[str, float]]:
+    """`validate(params, state)`: accuracy and pose accuracy on kept features of held-out images."""
+
+    @jax.jit
+    def look(params, state, features, predictions, label, applied):
+        scores, _ = model.score(params, state, features.astype(jnp.float32))
+        pose = jnp.argmax(scores, -1)
+        right = [pose == model.group.compose(applied, mode) for mode in modes]
+        prediction = model.combine(scores, predictions).argmax(-1)
+        return prediction == label, jnp.stack(right).any(0)
+
+    def validate(params, state):
+        seen = []
+        for start in range(0, len(arrays["label"]), batch_size):
+            part = [arrays[name][start : start + batch_size] for name in _ARGUMENTS]
+            seen.append(jax.device_get(look(params, state, *part)))
+        accuracy, pose = (
+            float(np.concatenate(column).mean()) for column in zip(*seen, strict=True)
+        )
+        return {"accuracy": accuracy, "pose_accuracy": pose}
+
+    return validate
+
+
+_NAMES = ("features", "predictions", "applied", "label")
+_ARGUMENTS = ("features", "predictions", "label", "applied")
