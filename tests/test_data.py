@@ -21,6 +21,8 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 from equiadapt_jax import data
+from equiadapt_jax.data import batches as batching
+from equiadapt_jax.data.batches import FittedSource
 from equiadapt_jax.data.decoding import decode
 
 RNG = np.random.default_rng(0)
@@ -258,6 +260,37 @@ def test_archive_equals_folder(tmp_path, prefix, mode):
         np.testing.assert_array_equal(image, reference)
         assert label == reference_label
     assert not list(tmp_path.glob("d/**/*.png"))  # nothing was unpacked
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_of_archives_equals_a_folder(tmp_path, named):
+    """An archive for each split, whether the split is named in it or not."""
+    write_folder(tmp_path / "images")
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for split in ("train", "test"):
+        pack(archives / f"{split}.tar", tmp_path / "images" / split, split if named else "")
+    (archives / "readme.txt").write_text("text")
+    folder, packed = (
+        data.open_dataset("image_folder", root=root, data_dir=tmp_path / "d")
+        for root in (tmp_path / "images", archives)
+    )
+    assert (packed.classes, packed.sizes) == (folder.classes, folder.sizes)
+    expected, found = contents(folder), contents(packed)
+    assert expected.keys() == found.keys()
+    for key, (image, label) in found.items():
+        np.testing.assert_array_equal(image, expected[key][0])
+        assert label == expected[key][1]
+    # Other content is another copy; what is packed with folders beside it is left alone.
+    pack(archives / "train.tar", tmp_path / "images" / "test", "train")
+    changed = data.open_dataset("image_folder", root=archives, data_dir=tmp_path / "d")
+    assert changed.version != packed.version
+    pack(tmp_path / "images" / "backup.tar", tmp_path / "images" / "test")
+    again = data.open_dataset("image_folder", root=tmp_path / "images", data_dir=tmp_path / "d")
+    assert again.version == folder.version
+    (archives / "test.tar").write_bytes((archives / "test.tar").read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"test\.tar cannot be read as a tar archive"):
+        data.open_dataset("image_folder", root=archives, data_dir=tmp_path / "d")
 
 
 @pytest.mark.parametrize(
@@ -565,6 +598,42 @@ def test_mixed_sizes_need_fitting(tmp_path):
         list(data.evaluation_batches(source, size=None, how="none", batch_size=4))
     with pytest.raises(ValueError, match=message):
         next(data.training_batches(source, size=None, how="none", batch_size=3, seed=0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("size", [6, 9])
+def test_images_that_are_kept_are_those_that_were_read(dtype, size):
+    """Of two sizes: those that are not resized are kept as integers, the others are not."""
+    images = [random_image((s, s, 3), dtype) for s in (6, 6, 9)]
+    source = [{"image": image, "label": i} for i, image in enumerate(images)]
+    reads = []
+
+    class Counted(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    kept = FittedSource(Counted(source), size=size, how="pad", keep=True)
+    reads.clear()
+    for _ in range(3):
+        for i, image in enumerate(images):
+            np.testing.assert_array_equal(
+                kept[i]["image"], data.fit(data.to_unit(image), size, "pad")
+            )
+            assert kept[i]["image"].dtype == np.float32
+            assert kept[i]["label"] == i
+    again = {i for i in range(3) if reads.count(i) > 1}
+    assert again == ({2} if size == 6 and dtype != np.float32 else set())
+
+
+def test_more_images_than_memory_allows_are_read_anew(monkeypatch):
+    source = [{"image": random_image((4, 4, 3)), "label": i} for i in range(3)]
+    monkeypatch.setattr(batching, "MEMORY_LIMIT", 3 * 4 * 4 * 3 + 1)
+    assert FittedSource(source, size=4, how="pad", keep=True)._keeps
+    monkeypatch.setattr(batching, "MEMORY_LIMIT", 3 * 4 * 4 * 3)
+    large = FittedSource(source, size=4, how="pad", keep=True)
+    assert not large._keeps
+    np.testing.assert_array_equal(large[1]["image"], data.to_unit(source[1]["image"]))
 
 
 # Processes

@@ -40,10 +40,17 @@ def check_digest(path: Path, sha256: str) -> None:
     """Raise ValueError unless the file has this SHA-256, in hexadecimal."""
     if path.name.endswith(_INDEX):
         raise ValueError(f"{path} stands for several files: sha256 can be that of one file only.")
+    if (found := digest(path)) != sha256.strip().lower():
+        raise ValueError(f"{path} has SHA-256 {found}, not {sha256}: download it again.")
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal; of several, that of their digests in a row."""
+    if path.name.endswith(_INDEX):
+        parts = [digest(index_part) for index_part in _shards(path)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != sha256.strip().lower():
-        raise ValueError(f"{path} has SHA-256 {digest}, not {sha256}: download it again.")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -145,6 +152,22 @@ def _from_torch(tensor) -> np.ndarray:
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    places = read_json(index).get("weight_map", {})
+    arrays: dict[str, np.ndarray] = {}
+    for path in _shards(index):
+        part = _guarded(path, _read_safetensors)
+        expected = {key for key, place in places.items() if place == path.name}
+        if different := sorted(expected ^ set(part)):
+            raise ValueError(
+                f"{path} and {index.name} differ in {len(different)} keys: "
+                f"{', '.join(different[:10])}."
+            )
+        arrays |= part
+    return arrays
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, each once."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
         raise ValueError(f"{index} has no weight_map from keys to file names.")
@@ -153,14 +176,4 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{index} names {outside[0]!r}, which is no .safetensors beside it.")
     if absent := [name for name in names if not (index.parent / name).is_file()]:
         raise FileNotFoundError(f"{index} names {', '.join(absent)}, not there: download them too.")
-    arrays: dict[str, np.ndarray] = {}
-    for name in names:
-        part = _guarded(index.parent / name, _read_safetensors)
-        expected = {key for key, place in places.items() if place == name}
-        if different := sorted(expected ^ set(part)):
-            raise ValueError(
-                f"{index.parent / name} and {index.name} differ in {len(different)} keys: "
-                f"{', '.join(different[:10])}."
-            )
-        arrays |= part
-    return arrays
+    return [index.parent / name for name in names]

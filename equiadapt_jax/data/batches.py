@@ -7,14 +7,15 @@ import numpy as np
 
 from equiadapt_jax.data.fitting import fit, to_unit
 
-MEMORY_LIMIT = 256 * 2**20  # bytes of fitted images that are kept rather than made anew
+MEMORY_LIMIT = 256 * 2**20  # bytes of images that are kept rather than read anew
 
 
 class FittedSource:
     """A source of examples, each fitted: dicts of image float32 (S, S, C) and label int32 ().
 
-    With `keep`, examples stay in memory once made, if together they take less than 256 MiB. With
-    `named` they also have a name: their own, or their number.
+    With `keep`, images stay in memory once read, if together they take less than 256 MiB: as the
+    integers that were stored where nothing is resized, else as floats. With `named` examples also
+    have a name, their own or their number, and none are kept.
     ValueError for an image of another shape than the first one's, where nothing is resized.
     """
 
@@ -24,28 +25,42 @@ class FittedSource:
         if not len(source):
             raise ValueError("The source has no examples; choose another split or slice.")
         self._source, self._size, self._how, self._named = source, size, how, named
-        first = self._make(0)
+        stored, first = self._read(0)
         self.shape = first["image"].shape
-        self._keep = keep and len(source) * first["image"].nbytes < MEMORY_LIMIT
-        self._kept: dict[int, dict[str, np.ndarray]] = {}
+        whole = stored.dtype.kind == "u" and stored.shape == self.shape
+        kept = stored if whole else first["image"]
+        self._keeps = keep and not named and len(source) * kept.nbytes < MEMORY_LIMIT
+        count = len(source) if self._keeps else 0
+        self._images = np.empty((count, *self.shape), kept.dtype)
+        self._labels = np.full(count, -1, np.int32)  # where none is kept
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        example = self._kept.get(index)
-        if example is None:
-            example = self._make(index)
-            self._check_shape(index, example["image"].shape)
-            if self._keep:
-                self._kept[index] = example
+        if self._keeps and self._labels[index] >= 0:
+            return {"image": to_unit(self._images[index]), "label": self._labels[index]}
+        stored, example = self._read(index)
+        self._check_shape(index, example["image"].shape)
+        if self._keeps:
+            self._keep(index, stored, example)
         return example
 
-    def _make(self, index: int) -> dict[str, np.ndarray]:
+    def _read(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The image as stored (H, W, C), and the fitted example."""
         example = self._source[index]
-        image = fit(to_unit(example["image"]), self._size, self._how)
+        stored = np.atleast_3d(example["image"])
+        image = fit(to_unit(stored), self._size, self._how)
         made = {"image": image, "label": np.asarray(example["label"], np.int32)}
-        return {**made, "name": np.asarray(_name(example, index))} if self._named else made
+        if self._named:
+            made["name"] = np.asarray(_name(example, index))
+        return stored, made
+
+    def _keep(self, index: int, stored: np.ndarray, example: dict[str, np.ndarray]) -> None:
+        image = example["image"] if self._images.dtype.kind == "f" else stored
+        if image.shape == self.shape and image.dtype == self._images.dtype:
+            self._images[index] = image
+            self._labels[index] = example["label"]  # last: another thread may look for it
 
     def _check_shape(self, index: int, shape: tuple[int, ...]) -> None:
         if shape != self.shape:

@@ -1,6 +1,7 @@
 """The user's own images, in class folders or in a tar archive of them, as a TFDS dataset."""
 
 import hashlib
+import itertools
 import os
 import posixpath
 import tarfile
@@ -18,11 +19,13 @@ LAYOUT = "<split>/<class>/<image>, with images of type " + ", ".join(EXTENSIONS)
 
 
 class Files:
-    """The files below a folder or in a tar archive, which is read in place and never unpacked.
+    """The files below a folder or in tar archives, which are read in place and never unpacked.
 
-    `names` are relative paths with forward slashes, `folders` likewise; hidden ones are left out.
-    FileNotFoundError for a missing root, ValueError for an archive that is damaged or holds
-    anything but plain files and folders with relative names.
+    A folder of archives `<split>.tar` and no folders stands for all that is in them: each name
+    begins with the split, whether it does so in the archive or not. `names` are relative paths with
+    forward slashes, `folders` likewise; hidden ones are left out. FileNotFoundError for a missing
+    root, ValueError for an archive that is damaged or holds anything but plain files and folders
+    with relative names.
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
@@ -30,22 +33,27 @@ class Files:
         if not self.root.exists():
             raise FileNotFoundError(
                 f"There is no {self.root}; image_folder expects root to be a folder "
-                f"or a tar archive of {LAYOUT}."
+                f"or a tar archive of {LAYOUT}; or a folder of archives <split>.tar."
             )
         self.names: list[str] = []
         self.folders: set[str] = set()
-        self._members: dict[str, tarfile.TarInfo] = {}
-        self.is_archive = not self.root.is_dir()
-        self._list_archive() if self.is_archive else self._list_folder()
+        self._members: dict[str, tuple[Path, tarfile.TarInfo]] = {}
+        archives = [self.root] if self.root.is_file() else split_archives(self.root)
+        self.is_archive = bool(archives)
+        for path in archives:
+            self._list_archive(path)
+        if not archives:
+            self._list_folder()
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, contents); an archive is passed over once if the names are in its order."""
         if not self.is_archive:
             yield from ((name, (self.root / name).read_bytes()) for name in names)
             return
-        with tarfile.open(self.root) as archive:
-            for name in names:
-                yield name, archive.extractfile(self._members[name]).read()  # type: ignore[union-attr]
+        for path, members in itertools.groupby(names, lambda name: self._members[name][0]):
+            with tarfile.open(path) as archive:
+                for name in members:
+                    yield name, archive.extractfile(self._members[name][1]).read()  # type: ignore[union-attr]
 
     def _list_folder(self) -> None:
         for folder, folders, names in os.walk(self.root, followlinks=True):
@@ -56,46 +64,59 @@ class Files:
             self.names += [(here / name).as_posix() for name in names if name[0] != "."]
         self.names.sort()
 
-    def _list_archive(self) -> None:
+    def _list_archive(self, path: Path) -> None:
         try:
-            with tarfile.open(self.root) as archive:
+            with tarfile.open(path) as archive:
                 members = archive.getmembers()
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise ValueError(f"{self.root} cannot be read as a tar archive: {error}.") from error
+            raise ValueError(f"{path} cannot be read as a tar archive: {error}.") from error
         for member in members:
-            self._refuse_unsafe(member)
+            _refuse_unsafe(path, member)
             name = posixpath.normpath(member.name)
             if any(part.startswith(".") for part in name.split("/")):
                 continue
+            if path != self.root and name.split("/")[0] != path.stem:
+                name = f"{path.stem}/{name}"
             if member.isdir():
                 self.folders.add(name)
             else:
-                self._members[name] = member
+                self._members[name] = path, member
                 self.folders.add(posixpath.dirname(name))
         self.names = list(self._members)
 
-    def _refuse_unsafe(self, member: tarfile.TarInfo) -> None:
-        if member.name.startswith("/") or ".." in member.name.split("/"):
-            raise ValueError(
-                f"{self.root} holds {member.name!r}, an absolute or upward path; "
-                "pack the archive with relative names."
-            )
-        if not (member.isreg() or member.isdir()) or member.issparse():
-            raise ValueError(
-                f"{self.root} holds {member.name!r}, which is a link or special file; "
-                "pack the archive with plain files only (tar --dereference)."
-            )
+
+def split_archives(root: Path) -> list[Path]:
+    """The archives `<split>.tar` in a folder that has no folders in it."""
+    entries = [path for path in root.iterdir() if path.name[0] != "."]
+    if any(path.is_dir() for path in entries):
+        return []
+    return sorted(path for path in entries if path.suffix == ".tar")
+
+
+def _refuse_unsafe(path: Path, member: tarfile.TarInfo) -> None:
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise ValueError(
+            f"{path} holds {member.name!r}, an absolute or upward path; "
+            "pack the archive with relative names."
+        )
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise ValueError(
+            f"{path} holds {member.name!r}, which is a link or special file; "
+            "pack the archive with plain files only (tar --dereference)."
+        )
 
 
 def fingerprint(root: str | os.PathLike) -> str:
     """Return 16 hexadecimal digits that change whenever an image is added, removed or modified.
 
-    A folder is known by the path, size and time of modification of every image, an archive by
-    its own: cheap enough to compute at every start, so that no stale copy is ever used.
+    A folder is known by the path, size and time of modification of every image, archives by
+    their own: cheap enough to compute at every start, so that no stale copy is ever used.
     """
     path = Path(root).expanduser()
     if path.is_file():
         facts = [(str(path.resolve()), path.stat())]
+    elif path.is_dir() and (archives := split_archives(path)):
+        facts = [(str(archive.resolve()), archive.stat()) for archive in archives]
     else:
         files = Files(path)
         facts = [(name, (path / name).stat()) for name in files.names if _is_image(name)]

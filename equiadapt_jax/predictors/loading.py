@@ -73,14 +73,33 @@ def load(
       ImportError: PyTorch or huggingface_hub needed but absent.
       TypeError: a `preprocess` of another class.
     """
+    module, params, state, preprocess = read(
+        path, preprocess=preprocess, sha256=sha256, image_size=image_size, head=head,
+        channels=channels, heads=heads, dtype=dtype,
+    )  # fmt: skip
+    return Pretrained(from_linen(module), params, state, preprocess)
+
+
+def read(
+    path: str | Path,
+    *,
+    preprocess: Preprocess | None = None,
+    sha256: str | None = None,
+    image_size: int | None = None,
+    head: Head = "keep",
+    channels: int | None = None,
+    heads: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[ViT | ResNet, Any, Any, Preprocess]:
+    """Module, parameters, state and preprocessing of a weight file, of which `load` makes one."""
     _check_arguments(preprocess, image_size, head, dtype)
-    file = files.find(hub.download(path) if hub.is_remote(path) else path)
+    file = find(path)
     if sha256 is not None:
         files.check_digest(file, sha256)
     config = files.read_json(file.parent / "config.json")
     preprocess = preprocess or _preprocess_beside(file, config)
     try:
-        network, params, state = _convert(
+        module, params, state = _convert(
             files.read(file), config, head, heads, image_size, np.dtype(dtype)
         )
     except ValueError as error:
@@ -89,7 +108,12 @@ def load(
         params = adapt_stem(params, channels, preprocess)
         preprocess = preprocess.for_channels(channels)
     params, state = jax.tree.map(jnp.asarray, (params, state))
-    return Pretrained(network, params, state, preprocess)
+    return module, params, state, preprocess
+
+
+def find(path: str | Path) -> Path:
+    """Return the weight file that `path` stands for, downloaded if it is on the hub."""
+    return files.find(hub.download(path) if hub.is_remote(path) else path)
 
 
 def _check_arguments(preprocess: Any, image_size: Any, head: Any, dtype: DTypeLike) -> None:
@@ -142,14 +166,14 @@ def _convert(
     heads: int | None,
     image_size: int | None,
     dtype: np.dtype,
-) -> tuple[Network, dict, dict]:
-    """The network of a file, its parameters and its state; a fresh classifier is zero."""
+) -> tuple[ViT | ResNet, dict, dict]:
+    """The module of a file, its parameters and its state; a fresh classifier is zero."""
     keep = head == "keep"
     shapes = {key: array.shape for key, array in arrays.items()}
     found = recognition.recognize(shapes, config, heads, keep)
     family = {"vit": ViT, "resnet": ResNet}[found.layout.family]
-    network = from_linen(family(found.num_classes if keep else head, **found.fields))
-    params, statistics = _shapes(network, found)
+    module = family(found.num_classes if keep else head, **found.fields)
+    params, statistics = _shapes(from_linen(module), found)
     leaves = filling.fill(found, arrays, _wanted(found, params | statistics, keep), dtype, keep)
     if found.layout.family == "vit":
         leaves = positions.arrange(
@@ -164,7 +188,7 @@ def _convert(
         made = {path: leaves.get(path, np.zeros(shape, dtype)) for path, shape in shapes.items()}
         return traverse_util.unflatten_dict(made, sep="/")
 
-    return network, tree(params), {"batch_stats": tree(statistics)} if statistics else {}
+    return module, tree(params), {"batch_stats": tree(statistics)} if statistics else {}
 
 
 def _wanted(found: recognition.Recognized, shapes: Shapes, keep_head: bool) -> Shapes:

@@ -75,9 +75,13 @@ def resolve(config: Config) -> Config:
         settings = getattr(config, role)
         cls = _network(role, settings.name)
         network = _make(role, cls, (argument,), settings.options)
-        options = {name: getattr(network, name) for name in _options(cls)}
-        resolved[role] = dataclasses.replace(settings, options=options)
+        resolved[role] = dataclasses.replace(settings, options=options_of(network))
     return dataclasses.replace(config, **resolved)
+
+
+def options_of(network: Any) -> dict[str, Any]:
+    """Every option of a network."""
+    return {name: getattr(network, name) for name in _options(type(network))}
 
 
 def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | priors.Categorical:

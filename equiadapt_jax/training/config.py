@@ -50,8 +50,17 @@ class Predictor:
 
     name: str = _setting("vit", "vit or resnet")
     options: Mapping[str, Any] = _setting({}, "fields of the network, or variant='B/16' and others")
-    mean: tuple[float, ...] = _setting((0.5,), "per channel, or one for all")
-    std: tuple[float, ...] = _setting((0.5,), "per channel, or one for all")
+    weights: str = _setting(
+        "",
+        "weight file, Hugging Face directory or hf://owner/name; name and options are then those "
+        "of the file",
+    )
+    sha256: str = _setting("", "of the weight file, which is then compared with it")
+    head: str = _setting("keep", "weights: keep the classifier, or a fresh one of zeros")
+    mean: tuple[float, ...] = _setting(
+        (0.5,), "per channel, or one for all; empty: what is said beside the weights"
+    )
+    std: tuple[float, ...] = _setting((0.5,), "likewise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +75,9 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Training of the predictor on upright images, where none is given."""
+    """Training of the predictor on upright images before it is adapted."""
 
-    steps: int = _setting(1000, "0 leaves the predictor as initialised")
+    steps: int = _setting(1000, "0 leaves the predictor as initialised, or as its weights are")
     batch_size: int = _setting(64, "images per step, all devices together")
     learning_rate: float = _setting(3e-3, "peak, after warm-up and before cosine decay")
     directory: str = _setting("runs/pretrained", "where pretrained predictors are kept and found")
@@ -162,7 +171,7 @@ def tiny(
 ) -> Config:
     """The same run in seconds: two steps of each stage, with networks of these options.
 
-    Raises ValueError for a variant of another name.
+    Weights are taken as they are, if they are so. Raises ValueError for a variant of another name.
     """
     if variant != "tiny":
         raise ValueError(f"Unknown variant {variant!r} of {config.name}: there is 'tiny'.")
@@ -171,7 +180,9 @@ def tiny(
         name=f"{config.name}_tiny",
         predictor=dataclasses.replace(config.predictor, options=predictor),
         scorer=dataclasses.replace(config.scorer, options=scorer),
-        pretrain=dataclasses.replace(config.pretrain, steps=2, batch_size=8),
+        pretrain=dataclasses.replace(
+            config.pretrain, steps=min(config.pretrain.steps, 2), batch_size=8
+        ),
         adaptation=dataclasses.replace(config.adaptation, steps=2, batch_size=8),
         logging=dataclasses.replace(config.logging, every=1, evaluate_every=1),
     )
@@ -211,10 +222,10 @@ def _freeze(value):
     return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
 
 
-# Images are known by their content, not by their place.
+# Images and weights are known by their content, not by their place.
 _WITHOUT_EFFECT = (
-    "name", "data.root", "data.data_dir", "pretrain.directory", "logging.every",
-    "logging.tensorboard", "logging.wandb",
+    "name", "data.root", "data.data_dir", "predictor.weights", "pretrain.directory",
+    "logging.every", "logging.tensorboard", "logging.wandb",
 )  # fmt: skip
 
 

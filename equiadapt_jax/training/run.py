@@ -30,16 +30,18 @@ from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.logging import MetricsLog
 from equiadapt_jax.training.loop import Stop, Stopped, fit, progress
 from equiadapt_jax.training.step import create_state, make_optimizer, make_step
+from equiadapt_jax.training.weights import read_weights
 from equiadapt_jax.training.workdir import describe, only_one, open_workdir
 
 
 class _Run(NamedTuple):
-    """What both stages of a run work on."""
+    """What both stages of a run work on; `weights` is the (params, state) of a weight file."""
 
     config: Config
     model: Adapted
     dataset: Dataset
     shape: tuple[int, ...]
+    weights: tuple[Any, Any] | None
     stop: Stop
 
 
@@ -61,19 +63,21 @@ def train(
       stop: how to ask for an early end, after which the run can be continued.
 
     Raises:
-      ValueError, TypeError, FileNotFoundError: settings, data or a workdir that cannot be used;
-        found before anything is written, removed or trained.
+      ValueError, TypeError, FileNotFoundError: settings, data, weights or a workdir that cannot be
+        used; found before anything is written, removed or trained.
       FloatingPointError: training diverged.
       OSError: a file could not be written.
       Stopped: `stop` asked for it.
     """
     workdir = Path(workdir)
     dataset = open_dataset(config.data.name, root=config.data.root, data_dir=config.data.data_dir)
+    shape = _check(config, dataset)
+    config, weights = read_weights(config, len(dataset.classes), shape)
     config = resolve(config)
     model = build_model(config, len(dataset.classes))
-    shape = _check(config, model, dataset)
+    _check_model(config, model, shape)
     facts = describe(dataset, shape)
-    run = _Run(config, model, dataset, shape, stop or Stop())
+    run = _Run(config, model, dataset, shape, weights, stop or Stop())
     with only_one(workdir):
         fingerprint = open_workdir(config, facts, workdir, resume=resume, overwrite=overwrite)
         begun = workdir / "checkpoints"
@@ -88,7 +92,7 @@ def train(
     }
 
 
-def _check(config: Config, model: Adapted, dataset: Dataset) -> tuple[int, ...]:
+def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
     """The shape of the images; raise for whatever would otherwise end the run later."""
     if jax.process_count() > 1:
         raise ValueError(
@@ -119,8 +123,12 @@ def _check(config: Config, model: Adapted, dataset: Dataset) -> tuple[int, ...]:
                 f"config.{name} is {size}: with {images} images in {config.data.train!r} and "
                 f"{devices} device(s), choose a multiple of {devices} of at most {images}."
             )
+    return next(_evaluation(config, dataset, config.data.train))["image"].shape[1:]
+
+
+def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None:
+    """Raise for what does not go together, as training would."""
     turns_inputs(config)
-    shape = next(_evaluation(config, dataset, config.data.train))["image"].shape[1:]
 
     def everything(key, images):
         params, state = model.init(key, images)
@@ -128,14 +136,17 @@ def _check(config: Config, model: Adapted, dataset: Dataset) -> tuple[int, ...]:
         return logits, build_prior(config.prior, model.group).loss(model.group, canonical.scores)
 
     jax.eval_shape(everything, jax.random.key(0), jnp.zeros((1, *shape)))
-    return shape
 
 
 def _pretrain(run: "_Run", workdir: Path):
-    """(params, state) of the predictor trained on upright images, by this run or an earlier one."""
+    """(params, state) of the predictor before adaptation.
+
+    It starts from its weights, if any, and is trained on upright images, by this run or an earlier
+    one.
+    """
     config, model, settings = run.config, run.model, run.config.pretrain
     key = jax.random.key(config.seed)
-    predictor = model.predictor.init(key, model.prepare(jnp.zeros((1, *run.shape))))
+    predictor = run.weights or model.predictor.init(key, model.prepare(jnp.zeros((1, *run.shape))))
     if not settings.steps:
         return predictor
     kept = _pretrained_directory(config, run.dataset)
@@ -190,9 +201,10 @@ def _pretrained_directory(config: Config, dataset: Dataset) -> Path:
 def _pretraining_fingerprint(config: Config, dataset: Dataset) -> str:
     """A fingerprint of all that shapes a pretrained predictor."""
     return fingerprint(
-        dataclasses.replace(config.data, data_dir="", root="", test=""), config.predictor,
-        config.augmentation, config.optimizer, dataclasses.replace(config.pretrain, directory=""),
-        config.dtype, config.seed, config.logging.evaluate_every, dataset.version,
+        dataclasses.replace(config.data, data_dir="", root="", test=""),
+        dataclasses.replace(config.predictor, weights=""), config.augmentation, config.optimizer,
+        dataclasses.replace(config.pretrain, directory=""), config.dtype, config.seed,
+        config.logging.evaluate_every, dataset.version,
     )  # fmt: skip
 
 
