@@ -19,8 +19,8 @@ def get_config(variant: str = "") -> ConfigDict:
     """The settings; with `:tiny` behind the file's name, those of a run of seconds."""
     config = settings.Config(
         name="cifar10_resnet20",
-        group="cyclic4",
-        evaluation_batch_size=250,
+        group="dihedral4",
+        evaluation_batch_size=64,
         data=settings.Data(
             name="image_folder",
             root="../shared/data/cifar10_jpeg",
@@ -35,17 +35,15 @@ def get_config(variant: str = "") -> ConfigDict:
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
         ),
-        scorer=settings.Scorer(
-            name="group_conv",
-            options={
-                "features": (32, 64, 64),
-                "kernels": (4, 4, 2),
-                "strides": (2, 2, 2),
-                "grid": 4,
-            },
-        ),
+        scorer=settings.Scorer(name="features", options={"grid": 4, "hidden": 192, "dropout": 0.3}),
+        augmentation=settings.Augmentation(mirror=True),
         pretrain=settings.Pretrain(steps=0),
-        adaptation=settings.Adaptation(mode="frozen", steps=4000, batch_size=128),
+        adaptation=settings.Adaptation(
+            mode="prior", steps=3000, batch_size=128, scorer_learning_rate=1e-3
+        ),
+        prior=settings.Prior(name="mirror"),
+        averaging="weighted",
+        optimizer=settings.Optimizer(weight_decay=0.2, warmup=0.05),
         logging=settings.Logging(evaluate_every=1000),
     )
     if variant:
@@ -53,8 +51,10 @@ def get_config(variant: str = "") -> ConfigDict:
             config,
             variant,
             predictor=config.predictor.options,
-            scorer={"features": (4, 4), "kernels": (4, 2), "strides": (2, 2), "hidden": 8},
+            scorer={"grid": 2, "hidden": 8},
         )
-        data = dataclasses.replace(config.data, validation="train[99%:]", test="test[:10%]")
+        data = dataclasses.replace(
+            config.data, train="train[:1%]", validation="train[99%:]", test="test[:10%]"
+        )
         config = dataclasses.replace(config, data=data)
     return ConfigDict(dataclasses.asdict(config))

@@ -95,8 +95,8 @@ def weighted(
       group: the group.
       scores: `(B, |G|)`.
       images: `(B, H, W, C)`.
-      predict: images `(N, H, W, C)` to outputs `(N, ...)` that the group does not act on: logits, or
-        probabilities to average those.
+      predict: images `(N, H, W, C)` to outputs `(N, ...)` that the group does not act on: logits,
+        or probabilities to average those.
       poses: k; None for all of the group.
       temperature: of the weights, see `best`.
       chunk: poses that share a pass, which sees chunk · B images; it divides k.

@@ -68,8 +68,8 @@ class FeatureScorer(nn.Module):
         """Scores `(B, |G|)` for features `(B, |G|, F)`."""
         if features.ndim != 3 or features.shape[1] != self.group.order:
             raise ValueError(
-                f"FeatureScorer takes features (B, {self.group.order}, F), one row for each element of "
-                f"{self.group}, got {features.shape}."
+                f"FeatureScorer takes features (B, {self.group.order}, F), one row for an element "
+                f"of {self.group}: got {features.shape}."
             )
         drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
         x = self._layer("hidden", drop(features))
