@@ -20,13 +20,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config = settings.Config(
         name="cifar10_resnet56",
         group="dihedral4",
-        evaluation_batch_size=64,
+        evaluation_batch_size=16,
         data=settings.Data(
             name="image_folder",
             root="../shared/data/cifar10_jpeg",
             size=32,
-            train="train[:90%]",  # prepared copies are shuffled: every class is in both
-            validation="train[90%:]",
+            train="train[:50%]",  # prepared copies are shuffled: every class is in both
+            validation="train[95%:]",
         ),
         predictor=settings.Predictor(
             name="resnet",

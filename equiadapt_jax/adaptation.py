@@ -42,6 +42,7 @@ class Adapted:
     interpolation: str = "linear"
     features: Callable[..., jax.Array] | None = None
     poses: int | None = 1
+    chunk: int | None = None
 
     def init(
         self,
@@ -72,19 +73,24 @@ class Adapted:
     ) -> tuple[jax.Array, jax.Array]:
         """(features `(B, |G|, F)`, predictions `(B, |G|, …)`) of the predictor for every g⁻¹·x.
 
-        |G| passes of the predictor, one pose of the batch in memory at a time; as in inference, and
-        with no derivative.
+        |G| passes of the predictor, as in inference, `chunk` poses at a time; no derivative.
         """
         if self.features is None:
             raise ValueError("The scorer reads images: give `features` to adapt.")
         network, read = self.predictor.features, self.features
         predictor = jax.lax.stop_gradient((params["predictor"], state["predictor"]))
 
-        def one(g):
-            y, maps = network(*predictor, self.prepare(self._turned_back(g, images)))
-            return read(maps, y), y
+        def some(g):
+            turned = jax.vmap(lambda g: self._turned_back(g, images))(g)
+            y, maps = network(*predictor, self.prepare(turned.reshape(-1, *images.shape[1:])))
+            return jax.tree.map(lambda x: x.reshape(len(g), -1, *x.shape[1:]), (read(maps, y), y))
 
-        seen = jax.lax.map(one, self.group.elements())
+        elements, chunk = self.group.elements(), self.chunk or self.group.order
+        if chunk == self.group.order:
+            seen = some(elements)
+        else:
+            seen = jax.lax.map(some, elements.reshape(-1, chunk))
+            seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
         return jax.lax.stop_gradient(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen))
 
     def score(
@@ -202,6 +208,7 @@ class Adapted:
                 lambda x: self.predict(params, state, x)[0],
                 poses=self.poses,
                 temperature=self.temperature,
+                chunk=self.chunk,
                 **self._sampling,
             )
         return (y, canonical), state
@@ -247,6 +254,7 @@ def adapt(
     interpolation: str = "linear",
     features: Callable[..., jax.Array] | None = None,
     poses: int | None = 1,
+    chunk: int | None = None,
 ) -> Adapted:
     """Put a canonicalizer before a predictor.
 
@@ -267,6 +275,8 @@ def adapt(
         then costs |G| passes of the predictor, and the prediction none.
       poses: how many of the best poses the prediction is averaged over in inference, weighted by
         their scores (`averaging.weighted`, as many passes); None for all of the group.
+      chunk: how many poses share a pass of the predictor, where it sees several: fewer take less
+        memory. None for all of them.
 
     Raises:
       ValueError: an output or a method that does not exist, poses out of range, features of a
@@ -282,6 +292,9 @@ def adapt(
         raise ValueError(f"Unknown method {method!r}: choose one of {canonicalization.METHODS}.")
     if poses is not None and not 1 <= poses <= group.order:
         raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
+    seen = group.order if features is not None or poses is None else poses
+    if chunk is not None and not (chunk >= 1 and seen % chunk == 0):
+        raise ValueError(f"chunk={chunk} does not divide the {seen} poses: choose a divisor.")
     for name, network in (("scorer", scorer), ("predictor", predictor)):
         if not isinstance(network, Network):
             raise TypeError(
@@ -307,4 +320,5 @@ def adapt(
         interpolation,
         features,
         poses,
+        chunk,
     )

@@ -81,15 +81,15 @@ def weighted(
     *,
     poses: int | None = None,
     temperature: float = 1.0,
-    chunk: int = 1,
+    chunk: int | None = None,
     pad: str = "edge",
     fill: float = 0.0,
     interpolation: str = "linear",
 ) -> jax.Array:
     """Σ_j w_j p(g_j⁻¹·x) over the k best poses g_j: k passes of the predictor p for each image.
 
-    Only the running sum and `chunk` poses of the batch are in memory at a time, however large the
-    group; reverse-mode derivatives make each pass again instead of keeping it.
+    With a `chunk` only the running sum and so many poses of the batch are in memory at a time,
+    however large the group, and reverse-mode derivatives make each pass again instead of keeping it.
 
     Args:
       group: the group.
@@ -99,7 +99,8 @@ def weighted(
         or probabilities to average those.
       poses: k; None for all of the group.
       temperature: of the weights, see `best`.
-      chunk: poses that share a pass, which sees chunk · B images; it divides k.
+      chunk: poses that share a pass, which sees chunk · B images; it divides k. None for all, the
+        fastest where there is room (on CPUs, XLA runs a loop of smaller passes on one core).
       pad: what lies outside the image, see `actions.images`.
       fill: its value for `pad="constant"`.
       interpolation: "linear" or "cubic".
@@ -115,6 +116,7 @@ def weighted(
             f"Scores of shape {scores.shape} and images of shape {images.shape} do not fit: give "
             "(B, |G|) and (B, H, W, C), or use jax.vmap."
         )
+    chunk = k if chunk is None else chunk
     if chunk < 1 or k % chunk:
         raise ValueError(f"chunk={chunk} does not divide the {k} poses: choose a divisor.")
 
@@ -135,6 +137,8 @@ def weighted(
     output = jax.eval_shape(predict, images)
     total = jnp.zeros(output.shape, jnp.promote_types(output.dtype, jnp.float32))
     parts = jax.tree.map(lambda x: x.T.reshape(-1, chunk, x.shape[0]), (elements, weights))
+    if chunk == k:
+        return add(total, jax.tree.map(lambda x: x[0], parts))[0].astype(output.dtype)
     return jax.lax.scan(add, total, parts)[0].astype(output.dtype)
 
 

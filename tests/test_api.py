@@ -106,28 +106,38 @@ PUBLIC = {
     "groups.Cyclic.compose": "self, g, h",
     "groups.Cyclic.inverse": "self, g",
     "groups.Cyclic.matrix": "self, g, dtype=",
-    "actions.images.rotate": "images, angle, *, pad=, fill=",
+    "actions.images.rotate": "images, angle, *, pad=, fill=, interpolation=",
     "actions.images.reflect": "images, where=",
-    "actions.images.act": "group, g, images, *, pad=, fill=",
-    "actions.images.orbit": "group, images, *, pad=, fill=",
+    "actions.images.act": "group, g, images, *, pad=, fill=, interpolation=",
+    "actions.images.orbit": "group, images, *, pad=, fill=, interpolation=",
     "canonicalization.select_pose": "group, scores",
     "canonicalization.weights": "scores, *, method=, temperature=, key=",
-    "canonicalization.canonicalize": "group, pose, images, weights=, *, pad=, fill=",
-    "canonicalization.mixture": "group, weights, images, *, pad=, fill=",
-    "canonicalization.invert": "group, pose, images, *, pad=, fill=",
+    "canonicalization.canonicalize": (
+        "group, pose, images, weights=, *, pad=, fill=, interpolation="
+    ),
+    "canonicalization.mixture": (
+        "group, weights, images, *, pad=, fill=, interpolation="
+    ),
+    "canonicalization.invert": "group, pose, images, *, pad=, fill=, interpolation=",
     "canonicalization.from_scores": (
-        "group, scores, images, *, method=, temperature=, key=, pad=, fill="
+        "group, scores, images, *, method=, temperature=, key=, pad=, fill=, interpolation="
+    ),
+    "averaging.best": "group, scores, *, poses=, temperature=",
+    "averaging.combine": "poses, weights, outputs",
+    "averaging.weighted": (
+        "group, scores, images, predict, *, poses=, temperature=, chunk=, pad=, fill=, "
+        "interpolation="
     ),
     "priors.Identity.loss": "self, group, scores, *, applied=",
     "priors.Categorical": "probabilities, kl_weight=, per_sample=",
     "priors.Categorical.loss": "self, group, scores, *, applied=",
-    "Network": "init, apply",
+    "Network": "init, apply, features=",
     "from_linen": "module",
     "from_nnx": "module",
-    "from_function": "function, init=",
+    "from_function": "function, init=, features=",
     "adapt": (
         "group, scorer, predictor, *, preprocess=, output=, freeze_predictor=, method=, "
-        "temperature=, pad=, fill="
+        "temperature=, pad=, fill=, interpolation=, features=, poses=, chunk="
     ),
     "predictors.load": (
         "path, *, preprocess=, sha256=, image_size=, head=, channels=, heads=, dtype="
@@ -136,6 +146,9 @@ PUBLIC = {
     "adaptation.Adapted.apply": "self, params, state, images, *, train=, key=",
     "adaptation.Adapted.canonicalize": "self, params, state, images, *, train=, key=",
     "adaptation.Adapted.predict": "self, params, state, images, *, train=, key=",
+    "adaptation.Adapted.orbit_features": "self, params, state, images",
+    "adaptation.Adapted.score": "self, params, state, seen, *, train=, key=",
+    "adaptation.Adapted.combine": "self, scores, predictions, *, train=, key=",
 }
 
 

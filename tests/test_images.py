@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from jax.test_util import check_grads
@@ -18,8 +19,8 @@ from equiadapt_jax.groups import Cyclic, Dihedral
 EXACT = [Cyclic(1), Cyclic(2), Cyclic(4), Dihedral(1), Dihedral(2), Dihedral(4)]
 INTERPOLATED = [Cyclic(8), Dihedral(8), Cyclic(6), Cyclic(16), Dihedral(12), Dihedral(5)]
 
-act = jax.jit(images.act, static_argnames=("pad",))
-rotate = jax.jit(images.rotate, static_argnames=("pad",))
+act = jax.jit(images.act, static_argnames=("pad", "interpolation"))
+rotate = jax.jit(images.rotate, static_argnames=("pad", "interpolation"))
 
 
 def noise(*shape, dtype=np.float32, seed=0):
@@ -39,8 +40,25 @@ def turn_and_mirror(image, quarters, mirror):
     return np.rot90(image[:, ::-1] if mirror else image, quarters)
 
 
-def loops(image, angle, mirror=0, pad="edge", fill=0.0):
-    """Mirror, then turn: bilinear sampling, one pixel and one channel at a time, in float64.
+def hat(distance):
+    return max(0, 1 - abs(distance))
+
+
+def keys(distance, a=-0.75):
+    """Keys' kernel, equation 15 of his paper with another a."""
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0
+
+
+KERNELS = {"linear": (hat, 1), "cubic": (keys, 2)}
+
+
+def loops(image, angle, mirror=0, pad="edge", fill=0.0, interpolation="linear"):
+    """Mirror, then turn: sampling one pixel and one channel at a time, in float64.
+
+    Where the edge continues, places outside the image are moved to its border first.
 
     The value at p, measured from the centre as (x to the right, y down), is that of the image at
     M⁻¹p, where M maps (x, y) to (c·x + s·y, −s·x + c·y) after the mirror (x, y) → (−x, y).
@@ -48,6 +66,7 @@ def loops(image, angle, mirror=0, pad="edge", fill=0.0):
     size_y, size_x, channels = image.shape
     middle_y, middle_x = (size_y - 1) / 2, (size_x - 1) / 2
     c, s = math.cos(angle), math.sin(angle)
+    kernel, reach = KERNELS[interpolation]
     out = np.zeros(image.shape)
 
     def pixel(i, j, channel):
@@ -62,14 +81,14 @@ def loops(image, angle, mirror=0, pad="edge", fill=0.0):
             x, y = j - middle_x, i - middle_y
             x, y = c * x - s * y, s * x + c * y
             column, row = (-x if mirror else x) + middle_x, y + middle_y
+            if pad == "edge":
+                column, row = min(max(column, 0), size_x - 1), min(max(row, 0), size_y - 1)
             left, top = math.floor(column), math.floor(row)
-            across, down = column - left, row - top
             for channel in range(channels):
-                out[i, j, channel] = (
-                    (1 - down) * (1 - across) * pixel(top, left, channel)
-                    + (1 - down) * across * pixel(top, left + 1, channel)
-                    + down * (1 - across) * pixel(top + 1, left, channel)
-                    + down * across * pixel(top + 1, left + 1, channel)
+                out[i, j, channel] = sum(
+                    kernel(row - m) * kernel(column - n) * pixel(m, n, channel)
+                    for m in range(top + 1 - reach, top + 1 + reach)
+                    for n in range(left + 1 - reach, left + 1 + reach)
                 )
     return out
 
@@ -162,11 +181,13 @@ def test_lattice_elements_of_interpolating_groups_move_pixels_only(group):
 @pytest.mark.parametrize("size", [6, 7])
 @pytest.mark.parametrize("group", [Cyclic(4), Dihedral(4), *INTERPOLATED], ids=str)
 @pytest.mark.parametrize("pad", ["edge", "constant"])
-def test_left_action_is_exact_with_an_exact_element_on_the_right(group, size, pad):
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+def test_left_action_is_exact_with_an_exact_element_on_the_right(group, size, pad, interpolation):
     g, q = (a.ravel() for a in np.meshgrid(np.arange(group.order, dtype=np.int32), group.lattice))
     x = noise(g.size, size, size, 2)
-    together = act(group, group.compose(g, q), x, pad=pad)
-    assert_same_bits(act(group, g, act(group, q, x, pad=pad), pad=pad), together)
+    how = {"pad": pad, "interpolation": interpolation}
+    together = act(group, group.compose(g, q), x, **how)
+    assert_same_bits(act(group, g, act(group, q, x, **how), **how), together)
 
 
 @given(
@@ -208,25 +229,47 @@ def test_orbit_lists_all_images_of_an_image(group):
 # ---- interpolation ----
 
 
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 @pytest.mark.parametrize("pad", ["edge", "constant"])
 @pytest.mark.parametrize("size", [6, 7])
-def test_interpolation_agrees_with_loops(size, pad, x64):
+def test_interpolation_agrees_with_loops(size, pad, interpolation, x64):
     image = noise(size, size, 2, dtype=np.float64)
     angles = np.random.default_rng(1).uniform(-7, 7, 8)
-    turned = rotate(np.broadcast_to(image, (8, *image.shape)), angles, pad=pad, fill=0.3)
+    how = {"pad": pad, "fill": 0.3, "interpolation": interpolation}
+    turned = rotate(np.broadcast_to(image, (8, *image.shape)), angles, **how)
     for angle, actual in zip(angles, turned, strict=True):
-        np.testing.assert_allclose(actual, loops(image, angle, 0, pad, 0.3), atol=1e-13)
+        np.testing.assert_allclose(actual, loops(image, angle, **how), atol=1e-13)
 
 
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 @pytest.mark.parametrize("pad", ["edge", "constant"])
 @pytest.mark.parametrize("group", [Dihedral(8), Dihedral(5), Cyclic(6)], ids=str)
-def test_elements_act_as_mirror_and_rotation_by_steps(group, pad, x64):
+def test_elements_act_as_mirror_and_rotation_by_steps(group, pad, interpolation, x64):
     image = noise(6, 6, 2, dtype=np.float64)
     batch = np.broadcast_to(image, (group.order, *image.shape))
-    turned = act(group, group.elements(), batch, pad=pad, fill=0.7)
+    how = {"pad": pad, "fill": 0.7, "interpolation": interpolation}
+    turned = act(group, group.elements(), batch, **how)
     for g in range(group.order):
-        expected = loops(image, 2 * np.pi * (g % group.n) / group.n, g // group.n, pad, 0.7)
+        expected = loops(image, 2 * np.pi * (g % group.n) / group.n, g // group.n, **how)
         np.testing.assert_allclose(turned[g], expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+def test_sampling_agrees_with_pytorch(interpolation, x64):
+    image, angle = noise(9, 9, 2, dtype=np.float64), 0.6
+    inverse = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]
+    nchw = torch.from_numpy(image.transpose(2, 0, 1)[None])
+    grid = torch.nn.functional.affine_grid(
+        torch.tensor([inverse], dtype=torch.float64), nchw.shape, align_corners=True
+    )
+    mode = {"linear": "bilinear", "cubic": "bicubic"}[interpolation]
+    expected = torch.nn.functional.grid_sample(
+        nchw, grid, mode, padding_mode="border", align_corners=True
+    )[0]
+    actual = rotate(image, angle, interpolation=interpolation)
+    inside = np.hypot(*np.mgrid[-4:5, -4:5]) < 4  # outside PyTorch's bicubic border is another
+    expected = expected.numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose(actual[inside], expected[inside], atol=1e-13)
 
 
 def test_single_precision_is_close_to_the_loops():
@@ -327,6 +370,7 @@ CASES = {
     "rotate": lambda x: images.rotate(x, 0.6),
     "rotate exactly": lambda x: images.rotate(x, np.pi / 2),
     "constant": lambda x: images.rotate(x, -2.0, pad="constant", fill=0.5),
+    "cubic": lambda x: images.rotate(x, 0.6, interpolation="cubic"),
     "reflect": images.reflect,
     "exact": lambda x: images.act(Dihedral(4), 7, x),
     "interpolated": lambda x: images.act(Dihedral(8), 11, x),
@@ -457,6 +501,10 @@ REFUSED = {
     "an unknown pad": (
         lambda: images.act(Cyclic(4), 1, SQUARE, pad="reflect"),
         ValueError, "Unknown pad 'reflect': choose one of edge, constant",
+    ),
+    "an unknown interpolation": (
+        lambda: images.rotate(SQUARE, 0.1, interpolation="nearest"),
+        ValueError, "Unknown interpolation 'nearest': choose one of linear, cubic",
     ),
 }  # fmt: skip
 

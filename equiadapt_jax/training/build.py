@@ -51,6 +51,7 @@ def build_model(config: Config, classes: int) -> Adapted:
         interpolation=config.adaptation.interpolation,
         features=None if images else scorer.read,
         poses=_poses(config.averaging, group),
+        chunk=config.chunk or None,
     )
 
 

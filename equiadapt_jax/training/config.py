@@ -153,6 +153,9 @@ class Config:
         "single",
         "single (the best pose), top<k> (the k best, weighted by their scores) or weighted (all)",
     )
+    chunk: int = _setting(
+        0, "poses that share a pass of the predictor where it sees several; 0 for all"
+    )
     dtype: str = _setting("float32", "compute dtype: float32 or bfloat16; parameters are float32")
     evaluation_batch_size: int = _setting(60, "images per evaluated batch")
     data: Data = dataclasses.field(default_factory=Data)
