@@ -89,7 +89,7 @@ def weighted(
     """Σ_j w_j p(g_j⁻¹·x) over the k best poses g_j: k passes of the predictor p for each image.
 
     With a `chunk` only the running sum and so many poses of the batch are in memory at a time,
-    however large the group, and reverse-mode derivatives make each pass again instead of keeping it.
+    however large the group; reverse-mode derivatives make each pass again instead of keeping it.
 
     Args:
       group: the group.

@@ -115,9 +115,7 @@ PUBLIC = {
     "canonicalization.canonicalize": (
         "group, pose, images, weights=, *, pad=, fill=, interpolation="
     ),
-    "canonicalization.mixture": (
-        "group, weights, images, *, pad=, fill=, interpolation="
-    ),
+    "canonicalization.mixture": ("group, weights, images, *, pad=, fill=, interpolation="),
     "canonicalization.invert": "group, pose, images, *, pad=, fill=, interpolation=",
     "canonicalization.from_scores": (
         "group, scores, images, *, method=, temperature=, key=, pad=, fill=, interpolation="

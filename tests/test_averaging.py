@@ -50,9 +50,7 @@ def test_the_average_agrees_with_loops(group, temperature, x64):
     outputs = [[np.asarray(predict(image[None]))[0] for image in orbit] for orbit in turned]
     for poses in {1, (group.order + 1) // 2, group.order}:
         expected = by_loops(group, scores, outputs, poses, temperature)
-        actual = averaging.weighted(
-            group, scores, x, predict, poses=poses, temperature=temperature
-        )
+        actual = averaging.weighted(group, scores, x, predict, poses=poses, temperature=temperature)
         np.testing.assert_allclose(actual, expected, atol=1e-12)
         chosen = averaging.best(group, scores, poses=poses, temperature=temperature)
         combined = averaging.combine(*chosen, jnp.asarray(outputs))

@@ -1,4 +1,4 @@
-"""A scorer on the predictor's features: what it reads, that it is exact, and models made with it."""
+"""A scorer on the predictor's features: what it reads, that it is exact, models made with it."""
 
 import functools
 
@@ -147,9 +147,7 @@ def test_a_network_that_tells_no_features_is_refused():
     network = ea.from_function(lambda params, x: x.mean((1, 2)))
     with pytest.raises(ValueError, match="the predictor tells none"):
         ea.adapt(Cyclic(4), ea.from_linen(scorer), network, features=scorer.read)
-    made = ea.adapt(
-        Cyclic(4), ea.from_linen(scorer), ea.from_linen(Silent()), features=scorer.read
-    )
+    made = ea.adapt(Cyclic(4), ea.from_linen(scorer), ea.from_linen(Silent()), features=scorer.read)
     with pytest.raises(ValueError, match="Silent tells no features: let it sow"):
         made.init(KEY, noise(1, 8, 8, 3))
 
@@ -279,6 +277,6 @@ def test_options_that_do_not_fit_are_refused():
         ea.adapt(*parts, poses=5)
     with pytest.raises(ValueError, match="chunk=3 does not divide the 4 poses"):
         ea.adapt(*parts, features=scorer.read, chunk=3)
+    made = ea.adapt(*parts)
     with pytest.raises(ValueError, match="The scorer reads images"):
-        made = ea.adapt(*parts)
         made.orbit_features({"predictor": {}}, {"predictor": {}}, noise(1, 8, 8, 3))

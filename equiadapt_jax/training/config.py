@@ -100,6 +100,10 @@ class Adaptation:
     )
     pad: str = _setting("edge", "what lies outside the image: edge or constant")
     fill: float = _setting(0.0, "its value for constant, in [0, 1]")
+    start: str = _setting(
+        "", "a run with the same networks, from whose best checkpoint this one goes on"
+    )
+    start_mark: str = _setting("", "which checkpoint that was; set by the program")
     interpolation: str = _setting(
         "linear", "how inputs are turned back where pixels fall between others: linear or cubic"
     )
@@ -227,8 +231,8 @@ def _freeze(value):
 
 # Images and weights are known by their content, not by their place.
 _WITHOUT_EFFECT = (
-    "name", "data.root", "data.data_dir", "predictor.weights", "pretrain.directory",
-    "logging.every", "logging.tensorboard", "logging.wandb",
+    "name", "data.root", "data.data_dir", "adaptation.start", "predictor.weights",
+    "pretrain.directory", "logging.every", "logging.tensorboard", "logging.wandb",
 )  # fmt: skip
 
 

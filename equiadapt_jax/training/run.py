@@ -29,19 +29,24 @@ from equiadapt_jax.training.config import Config, fingerprint
 from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.logging import MetricsLog
 from equiadapt_jax.training.loop import Stop, Stopped, fit, progress
+from equiadapt_jax.training.start import read_start
 from equiadapt_jax.training.step import create_state, make_optimizer, make_step
 from equiadapt_jax.training.weights import read_weights
 from equiadapt_jax.training.workdir import describe, only_one, open_workdir
 
 
 class _Run(NamedTuple):
-    """What both stages of a run work on; `weights` is the (params, state) of a weight file."""
+    """What both stages of a run work on.
+
+    `weights` is the predictor's (params, state) of a weight file, `start` those of an earlier run.
+    """
 
     config: Config
     model: Adapted
     dataset: Dataset
     shape: tuple[int, ...]
     weights: tuple[Any, Any] | None
+    start: tuple[Any, Any] | None
     stop: Stop
 
 
@@ -77,12 +82,13 @@ def train(
     model = build_model(config, len(dataset.classes))
     _check_model(config, model, shape)
     facts = describe(dataset, shape)
-    run = _Run(config, model, dataset, shape, weights, stop or Stop())
+    config, start = read_start(config, model, shape)
+    run = _Run(config, model, dataset, shape, weights, start, stop or Stop())
     with only_one(workdir):
         fingerprint = open_workdir(config, facts, workdir, resume=resume, overwrite=overwrite)
         begun = workdir / "checkpoints"
         started = begun.is_dir() and bool(Checkpoints(begun, fingerprint).steps())
-        predictor = None if started else _pretrain(run, workdir)
+        predictor = None if started or start else _pretrain(run, workdir)
         seconds = _adapt(run, workdir, fingerprint, predictor)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     return {
@@ -244,24 +250,26 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
     """Train the scorer, and in joint mode the predictor with it; returns the seconds it took."""
     config, model, settings = run.config, run.model, run.config.adaptation
     key = jax.random.key(config.seed)
-    params, state = model.init(key, jnp.zeros((1, *run.shape)), predictor=predictor)
-    if predictor is None:  # which the run's own checkpoints hold
-        checkpoints = Checkpoints(workdir / "checkpoints", fingerprint)
-        _, (params, state) = checkpoints.restore_best((params, state))
+    params, state = run.start or model.init(key, jnp.zeros((1, *run.shape)), predictor=predictor)
     rates = {"scorer": settings.scorer_learning_rate}
     if settings.mode == "joint":
         rates["predictor"] = settings.predictor_learning_rate
     began = time.monotonic()
-    how = _on_features(run, params, state) if _keeps_features(run, params, state) else None
-    how = how or {
-        "objective": objective.adaptation(
-            model, build_prior(config.prior, model.group), prior_weight=settings.prior_weight,
-            augmentation=config.augmentation, turn_inputs=turns_inputs(config),
-            labels=settings.mode != "prior",
-        ),
-        "batches": _training(run, settings.batch_size),
-        "validate": _validation_over_orbits(run),
-    }  # fmt: skip
+    if _keeps_features(run, params, state):
+        if not (run.start or predictor):  # which the run's own checkpoints hold
+            checkpoints = Checkpoints(workdir / "checkpoints", fingerprint)
+            _, (params, state) = checkpoints.restore_best((params, state))
+        how = _on_features(run, params, state)
+    else:
+        how = {
+            "objective": objective.adaptation(
+                model, build_prior(config.prior, model.group),
+                prior_weight=settings.prior_weight, augmentation=config.augmentation,
+                turn_inputs=turns_inputs(config), labels=settings.mode != "prior",
+            ),
+            "batches": _training(run, settings.batch_size),
+            "validate": _validation_over_orbits(run),
+        }  # fmt: skip
     made = time.monotonic() - began
     return made + _fit(
         run, workdir, f"adapting to {model.group}", fingerprint=fingerprint, params=params,
