@@ -62,8 +62,8 @@ def _open(workdir):
     if not (checkpoints and checkpoints.steps()):
         raise FileNotFoundError(
             f"There are no checkpoints in {workdir}: the run was stopped before its first one, or "
-            "has not come so far; continue it with --resume, it was begun by "
-            f"{read_environment(workdir)['command']!r}."
+            "has not come so far; continue it with --resume (it was begun by: "
+            f"{read_environment(workdir)['command']})."
         )
     model = build_model(config, len(dataset["classes"]))
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset["shape"])))

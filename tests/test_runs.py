@@ -113,6 +113,19 @@ def test_other_code_can_use_what_is_loaded(finished):
         ea.load(finished / "nowhere")
 
 
+def test_other_turns_splits_and_images_are_evaluated_elsewhere(finished):
+    name = runs.evaluation_directory
+    assert name(finished) == finished / "eval"
+    assert name(finished, "cyclic4", "test") == finished / "eval"
+    assert name(finished, "cyclic16") == finished / "eval-cyclic16"
+    assert name(finished, split="train[:10%]") == finished / "eval-train-to-10"
+    assert name(finished, "dihedral4", "train", "more/photos") == (
+        finished / "eval-more-photos-dihedral4-train"
+    )
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        name(finished / "nowhere")
+
+
 def test_data_of_another_kind_are_refused(places, tiny, folder, tmp_path):
     run.train(tiny("image_folder"), tmp_path / "run")
     for split in ("train", "test"):
@@ -213,6 +226,9 @@ def test_a_workdir_of_another_configuration_is_refused_or_replaced(finished, tin
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     (workdir / "notes.txt").write_text("mine")
+    for name in ("eval-cyclic16", "eval-mine"):
+        (workdir / name).mkdir()
+    (workdir / "eval-cyclic16" / "report.html").touch()
     config = tiny(seed=1)
     with pytest.raises(ValueError, match=r"other settings \(seed: 0 → 1\): choose another"):
         run.train(config, workdir, resume=True)
@@ -221,6 +237,7 @@ def test_a_workdir_of_another_configuration_is_refused_or_replaced(finished, tin
     run.train(skip, workdir, overwrite=True)
     assert read_config(workdir)[0].seed == 1
     assert (workdir / "notes.txt").read_text() == "mine"
+    assert [path.name for path in workdir.glob("eval*")] == ["eval-mine"]
 
 
 def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
