@@ -46,22 +46,25 @@ def main() -> None:
         "split": _SPLIT.value, "data_dir": _DATA_DIR.value, "batch_size": _BATCH_SIZE.value,
         "command": shlex.join(["python", *sys.argv]),
     }  # fmt: skip
-    if _PREDICTOR.value:
+    predictor, workdir, output = (  # shells leave ~ as it is behind =
+        os.path.expanduser(flag.value) for flag in (_PREDICTOR, _WORKDIR, _OUTPUT)
+    )
+    if predictor:
         group = _GROUP.value or "cyclic4"
-        directory = Path(_OUTPUT.value) if _OUTPUT.value else robustness.evaluation_directory(
-            _PREDICTOR.value, _DATA.value, group, _SPLIT.value
-        )  # fmt: skip
+        directory = Path(
+            output or robustness.evaluation_directory(predictor, _DATA.value, group, _SPLIT.value)
+        )
         metrics, table, verdict = robustness.evaluate(
-            _PREDICTOR.value, _DATA.value, size=_SIZE.value, fit=_FIT.value, group=group,
+            predictor, _DATA.value, size=_SIZE.value, fit=_FIT.value, group=group,
             pictures=directory, **shared,
         )  # fmt: skip
         table += f"\n\n{verdict}"
     else:
-        directory = Path(_OUTPUT.value) if _OUTPUT.value else runs.evaluation_directory(
-            _WORKDIR.value, _GROUP.value, _SPLIT.value, _ROOT.value
-        )  # fmt: skip
+        directory = Path(
+            output or runs.evaluation_directory(workdir, _GROUP.value, _SPLIT.value, _ROOT.value)
+        )
         metrics, table = runs.evaluate(
-            _WORKDIR.value, group=_GROUP.value, root=_ROOT.value, pictures=directory, **shared
+            workdir, group=_GROUP.value, root=_ROOT.value, pictures=directory, **shared
         )
     runs.write_metrics(directory / "metrics.json", metrics)
     left = ", ".join(sorted(path.name for path in directory.iterdir()))

@@ -183,6 +183,13 @@ def test_logits_that_are_not_finite_are_named(bad):
         evaluate(0.0, {}, batches())
 
 
+def test_images_without_a_label_are_named():
+    unlabelled = [{**batch, "label": np.where(batch["name"] == "5", -1, 2)} for batch in batches()]
+    evaluate = make_evaluator(predict, GroupTurns(C4), C4, name="mine.py:predict")
+    with pytest.raises(ValueError, match="Image 5 has no label: evaluate on another --split"):
+        evaluate(WEIGHTS, {}, unlabelled)
+
+
 def test_the_calibration_error_is_that_of_the_paper():
     confidence = RNG.uniform(0.1, 1, (200, 4))
     confidence[0] = [1 / 15, 1.0, 7 / 15, 0.0]  # on the edges of bins

@@ -167,6 +167,9 @@ def test_bad_settings_are_found_before_anything_is_removed(finished, tiny, tmp_p
         r"config\.prior\.name is 'mirorr'": {"prior": settings.Prior(name="mirorr")},
         "3 probabilities": {"prior": settings.Prior("categorical", (0.2, 0.3, 0.5))},
         "has no split 'tst'": {"data": dataclasses.replace(config.data, test="tst")},
+        r"config\.pretrain\.steps is -1: give 0 or more": {
+            "pretrain": dataclasses.replace(config.pretrain, steps=-1)
+        },
         r"config\.logging\.every is 0": {"logging": settings.Logging(every=0)},
         r"config\.adaptation\.batch_size is 5000": {
             "adaptation": dataclasses.replace(config.adaptation, batch_size=5000)
@@ -291,6 +294,26 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
         assert sentence in last
         assert "Traceback" not in errors
         assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_tilde_is_the_home_directory(places, tmp_path):
+    """Shells leave it as it is in --workdir=~/runs."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "mine.py").write_text("number = 3")
+    cases = {
+        f"{tmp_path}/run holds checkpoints of a run, but no config.json": [
+            "train.py", "--config=configs/digits_vit.py:tiny", "--workdir=~/run",
+            f"--config.data.data_dir={places['data']}",
+        ],
+        f"{tmp_path}/run holds no run": ["eval.py", "--workdir=~/run"],
+        f"{tmp_path}/mine.py:number is or returns a int": [
+            "eval.py", "--predictor=~/mine.py:number", "--data=digits",
+        ],
+    }  # fmt: skip
+    for sentence, arguments in cases.items():
+        code, _, errors = command(*arguments, HOME=tmp_path)
+        assert code == 1, errors
+        assert sentence in errors.strip().splitlines()[-1]
 
 
 def test_eight_devices_train_as_one_does(finished, tiny, tmp_path):

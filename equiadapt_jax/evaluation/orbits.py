@@ -122,7 +122,8 @@ def make_evaluator(
       group: whose elements the poses are; needed if there are any.
       modes: poses of an upright image that are right, those most probable under the prior.
       traced: whether JAX can trace `predict`; if not, it is called with NumPy arrays.
-      name: of the model; `evaluate` then raises FloatingPointError for logits that are not finite.
+      name: of the model; `evaluate` then raises FloatingPointError for logits that are not finite,
+        and ValueError for images without a label, which TFDS marks by -1.
     """
 
     @jax.jit
@@ -150,6 +151,8 @@ def make_evaluator(
         names, label, rows, first, probabilities = [], [], [], 0, True
         for batch in batches:
             images, mask = jnp.asarray(batch["image"]), batch["mask"]
+            if name:
+                _check_labelled(batch)
             seen = [
                 look(params, state, images, np.int32(turn), np.int32(first))
                 for turn in range(len(turns))
@@ -193,6 +196,14 @@ def _check_finite(model, logits, images, turns):
         raise FloatingPointError(
             f"Logit {logit} of {model} is {logits[image, turn, logit]} for image {images[image]}, "
             f"turned {displayed_turn(turns[turn])}: finite numbers are needed."
+        )
+
+
+def _check_labelled(batch):
+    without = batch["name"][batch["label"] < 0]
+    if len(without):
+        raise ValueError(
+            f"Image {without[0]} has no label: evaluate on another --split, whose images have one."
         )
 
 
