@@ -4,7 +4,12 @@ eval.py --workdir=runs/mine [--group=cyclic16]
 eval.py --predictor=my_network.py:predict --data=photos --size=64 [--group=cyclic8]
 """
 
-import re
+import os
+import signal
+
+# While imports take their seconds; an exception could be lost in them.
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import shlex
 import sys
 from pathlib import Path
@@ -25,7 +30,7 @@ _SWEEP_IMAGES = flags.DEFINE_integer("sweep_images", 1000, "images of the plot",
 _SPLIT = flags.DEFINE_string("split", "", "of the data; the run's test split, or test, by default")
 _ROOT = flags.DEFINE_string("root", "", "for --workdir: another image folder of the same classes")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where the prepared dataset lies now")
-_OUTPUT = flags.DEFINE_string("output", "", "where to write; <workdir>/eval or runs/eval-<name>")
+_OUTPUT = flags.DEFINE_string("output", "", "where to write, instead of a name that tells what")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "images per batch", lower_bound=0)
 
 _ONLY_PREDICTOR = ("data", "size", "fit")
@@ -34,24 +39,32 @@ _ONLY_WORKDIR = ("root",)
 
 def main() -> None:
     """Evaluate, write everything to one directory, print the table."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _check_flags()
     shared = {
         "random_angles": _RANDOM.value, "sweep": _SWEEP.value, "sweep_images": _SWEEP_IMAGES.value,
         "split": _SPLIT.value, "data_dir": _DATA_DIR.value, "batch_size": _BATCH_SIZE.value,
         "command": shlex.join(["python", *sys.argv]),
     }  # fmt: skip
-    if _PREDICTOR.value:
-        name = re.sub(r"[^\w.-]+", "-", robustness.display_name(_PREDICTOR.value))
-        directory = Path(_OUTPUT.value or f"runs/eval-{name}")
+    predictor, workdir, output = (  # shells leave ~ as it is behind =
+        os.path.expanduser(flag.value) for flag in (_PREDICTOR, _WORKDIR, _OUTPUT)
+    )
+    if predictor:
+        group = _GROUP.value or "cyclic4"
+        directory = Path(
+            output or robustness.evaluation_directory(predictor, _DATA.value, group, _SPLIT.value)
+        )
         metrics, table, verdict = robustness.evaluate(
-            _PREDICTOR.value, _DATA.value, size=_SIZE.value, fit=_FIT.value,
-            group=_GROUP.value or "cyclic4", pictures=directory, **shared,
+            predictor, _DATA.value, size=_SIZE.value, fit=_FIT.value, group=group,
+            pictures=directory, **shared,
         )  # fmt: skip
         table += f"\n\n{verdict}"
     else:
-        directory = Path(_OUTPUT.value or f"{_WORKDIR.value}/eval")
+        directory = Path(
+            output or runs.evaluation_directory(workdir, _GROUP.value, _SPLIT.value, _ROOT.value)
+        )
         metrics, table = runs.evaluate(
-            _WORKDIR.value, group=_GROUP.value, root=_ROOT.value, pictures=directory, **shared
+            workdir, group=_GROUP.value, root=_ROOT.value, pictures=directory, **shared
         )
     runs.write_metrics(directory / "metrics.json", metrics)
     left = ", ".join(sorted(path.name for path in directory.iterdir()))

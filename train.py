@@ -11,6 +11,7 @@ import signal
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: os._exit(75))
 
+import shlex
 from pathlib import Path
 
 from absl import flags
@@ -38,14 +39,16 @@ def main() -> None:
         return
     stop = Stop()
     command_line.heed_signals(stop.request)
-    workdir = _WORKDIR.value or f"runs/{config.name}-{config.group}-seed{config.seed}"
+    workdir = os.path.expanduser(
+        _WORKDIR.value or f"runs/{config.name}-{config.group}-seed{config.seed}"
+    )
     trained = run.train(
         config, workdir, resume=_RESUME.value, overwrite=_OVERWRITE.value, stop=stop
     )
     metrics, table = runs.evaluate(workdir)
     runs.write_metrics(f"{workdir}/metrics.json", {**metrics, **trained})
     print(f"\n{table}\n\nLeft in {workdir}: metrics.json, metrics.jsonl, checkpoints.")
-    print(f"Next: python eval.py --workdir={workdir}")
+    print(f"Next: {shlex.join(['python', 'eval.py', f'--workdir={workdir}'])}")
 
 
 if __name__ == "__main__":

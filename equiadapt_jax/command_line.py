@@ -1,5 +1,7 @@
 """What train.py and eval.py share: quiet libraries, one sentence for what the user got wrong."""
 
+import contextlib
+import os
 import re
 import signal
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, call again
+INTERRUPTED = 130  # what shells report of SIGINT
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error arose")
 _HELP = re.compile(r"--?(config(?:\.\w+)*)=help")
@@ -49,8 +52,10 @@ def heed_signals(stop: Callable[..., None]) -> None:
 def run(main: Callable[[], None]) -> None:
     """Parse the flags and call `main`; bad input ends in one sentence and exit code 1.
 
-    A run that was asked to stop exits with the code `STOPPED`, one that Ctrl-C ended with 130.
+    A run that was asked to stop exits with the code `STOPPED`, one that Ctrl-C ended at once with
+    `INTERRUPTED`.
     """
+    sys.unraisablehook = _unraisable
     warnings.formatwarning = lambda message, *_: f"Warning: {message}\n"  # type: ignore[assignment]
     app.run(lambda arguments: _one_sentence(main, arguments), flags_parser=_parse)
 
@@ -71,14 +76,33 @@ def _one_sentence(main, arguments):
             raise ValueError(f"Unexpected argument {arguments[1]!r}: flags start with --.")
         main()
     except KeyboardInterrupt as interrupt:
-        if not interrupt.args:
-            _stop("stopped at once; what was saved before is whole.", 130)
-        print(f"{interrupt} Continue with --resume.", file=sys.stderr)
-        sys.exit(STOPPED)
+        _end(interrupt)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
             raise
         _stop(_plain(error))
+
+
+def _end(interrupt):
+    """Say how a signal ended the program, and end it.
+
+    Not by an exception: JAX, interrupted while it compiles, can crash when Python clears up.
+    """
+    asked = bool(interrupt.args)  # not so where Ctrl-C itself raised
+    sentence = f"{interrupt} Continue with --resume." if asked else (
+        "Error: stopped at once; what was saved before is whole."
+    )  # fmt: skip
+    with contextlib.suppress(OSError):  # nobody reads any more
+        print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    os._exit(STOPPED if asked else INTERRUPTED)
+
+
+def _unraisable(lost):
+    """Heed an interrupt in a callback of the garbage collector, where Python would drop it."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        _end(lost.exc_value or KeyboardInterrupt())
+    sys.__unraisablehook__(lost)
 
 
 def _of_configuration(error):
@@ -107,6 +131,6 @@ def _unknown_setting(text):
     return f"Unknown setting {names[0]!r}{nearest} train.py --explain prints them all."
 
 
-def _stop(sentence, code=1):
+def _stop(sentence):
     print(f"Error: {sentence}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(1)

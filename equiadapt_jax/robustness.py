@@ -21,7 +21,7 @@ from equiadapt_jax.evaluation.predictions import (
     vanilla_prediction,
 )
 from equiadapt_jax.evaluation.report import leave, table
-from equiadapt_jax.evaluation.wording import verdict
+from equiadapt_jax.evaluation.wording import about_probabilities, verdict
 from equiadapt_jax.predictors import Pretrained
 from equiadapt_jax.training.workdir import read_config
 
@@ -45,6 +45,8 @@ def evaluate(
     command: str = "",
 ) -> tuple[dict[str, float], str, str]:
     """(metrics, table, verdict) of a predictor alone, on images turned by a group.
+
+    Where it seems to return probabilities for logits, the table says so below.
 
     Args:
       predictor: `path/to/file.py:name` or `package.module:name`, see `read_predictor`; or the
@@ -82,15 +84,31 @@ def evaluate(
         {"vanilla": subject}, images, turns, dataset.classes,
         random_angles=random_angles, sweep=sweep, sweep_images=sweep_images, watch=runs.watch,
     )  # fmt: skip
+    caveat = about_probabilities(name) if findings.outcomes["vanilla"].probabilities else ""
     if pictures:
         facts = runs.circumstances(command) | {
             "predictor": f"{predictor} ({how})",
             "turned by": f"{turned_by}, {len(turns)} elements",
             "data": runs.describe_data(dataset, images, data if data != dataset.name else ""),
         }
-        leave(Path(pictures), findings, images, name=name, facts=facts)
-    text = table(findings.metrics, turns.labels, str(turned_by))
+        leave(Path(pictures), findings, images, name=name, facts=facts, caveat=caveat)
+    text = table(findings.metrics, turns.labels, str(turned_by)) + runs.warning(caveat)
     return dict(findings.metrics), text, verdict(findings, None)
+
+
+def evaluation_directory(
+    predictor: str, data: str = "", group: str = "cyclic4", split: str = ""
+) -> Path:
+    """Where `evaluate` of the same arguments leaves its files by default.
+
+    Its name has the predictor, data and group, and a split that is given, so that no evaluation
+    replaces another: `runs/eval-my_network-predict-photos-cyclic8`.
+    """
+    if not data and Path(predictor).is_dir():
+        own = read_config(predictor)[0].data
+        data = own.root or own.name
+    parts = (display_name(predictor), data, str(groups.from_name(group)), split)
+    return Path("runs", "-".join(["eval", *(runs.file_name(part) for part in parts if part)]))
 
 
 def display_name(predictor: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from equiadapt_jax.evaluation.assess import Images, Subject, assess
 from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.evaluation.report import leave, table
+from equiadapt_jax.evaluation.wording import about_the_checkpoint
 from equiadapt_jax.training.build import build_model, build_prior
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.logging import read_log
@@ -35,30 +37,37 @@ from equiadapt_jax.training.workdir import (
 def load(workdir: str | os.PathLike, step: int | None = None) -> tuple[Any, Any, Adapted]:
     """(params, state, model) of a run's best checkpoint, or of the given step.
 
-    Step 0 is the predictor before adaptation, behind a scorer that has learned nothing. Checkpoints
-    are compared with the digests they were saved with; where the best is damaged, the next best is
-    taken, with a warning.
+    Step 0 is the predictor before adaptation, behind a scorer that has learned nothing; it is the
+    best, too, where no later step was better, as in a run stopped early. Checkpoints are compared
+    with the digests they were saved with; where the best is damaged, the next best is taken, with a
+    warning.
 
     Raises:
       FileNotFoundError: there is no run, or no such checkpoint.
       ValueError: it is damaged (`DamagedCheckpoint`), or belongs to other settings.
     """
-    _, params, state, model = _load(workdir, step)
+    model, like, checkpoints = _open(workdir)
+    if step is None:
+        _, (params, state), _ = checkpoints.restore_best(like)
+    else:
+        params, state = checkpoints.restore_model(step, like)
     return params, state, model
 
 
-def _load(workdir, step=None):
-    """As `load`, with the step before it."""
+def _open(workdir):
+    """(model, shapes of its (params, state), checkpoints) of a run."""
     config, dataset = read_config(workdir)
+    directory = Path(workdir) / "checkpoints"
+    checkpoints = Checkpoints(directory, read_fingerprint(workdir)) if directory.is_dir() else None
+    if not (checkpoints and checkpoints.steps()):
+        raise FileNotFoundError(
+            f"There are no checkpoints in {workdir}: the run was stopped before its first one, or "
+            "has not come so far; continue it with --resume (it was begun by: "
+            f"{read_environment(workdir)['command']})."
+        )
     model = build_model(config, len(dataset["classes"]))
-    example = jnp.zeros((1, *dataset["shape"]))
-    like = jax.eval_shape(model.init, jax.random.key(0), example)
-    checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_fingerprint(workdir))
-    if step is None:
-        step, (params, state) = checkpoints.restore_best(like)
-    else:
-        params, state = checkpoints.restore_model(step, like)
-    return step, params, state, model
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset["shape"])))
+    return model, like, checkpoints
 
 
 def evaluate(
@@ -77,6 +86,8 @@ def evaluate(
 ) -> tuple[dict[str, float], str]:
     """(metrics, table) of a run's vanilla predictor and adapted model, from its checkpoints alone.
 
+    Where the run is unfinished, or its best checkpoint untrained, the table says so below.
+
     Args:
       workdir: where train.py left the run.
       group: whose elements turn every image; the run's own by default.
@@ -94,8 +105,12 @@ def evaluate(
       FloatingPointError: a model gives logits that are not finite.
     """
     config, facts = read_config(workdir)
-    step, params, state, model = _load(workdir)
-    vanilla_params, vanilla_state, _ = load(workdir, step=0)
+    model, like, checkpoints = _open(workdir)
+    step, adapted, damaged = checkpoints.restore_best(like)
+    vanilla = checkpoints.restore_model(0, like)
+    checkpoint, caveat = about_the_checkpoint(
+        step, checkpoints.steps()[-1], config.adaptation.steps
+    )
     split = split or config.data.test
     dataset = open_dataset(
         config.data.name, root=root or config.data.root, data_dir=data_dir or config.data.data_dir
@@ -108,9 +123,9 @@ def evaluate(
     prior = build_prior(config.prior, model.group)
     findings = assess(
         {
-            "vanilla": Subject(vanilla_prediction(model), vanilla_params, vanilla_state),
+            "vanilla": Subject(vanilla_prediction(model), vanilla[0], vanilla[1]),
             "adapted": Subject(
-                adapted_prediction(model), params, state, model.group, prior.modes
+                adapted_prediction(model), adapted[0], adapted[1], model.group, prior.modes
             ),
         },
         images,
@@ -126,14 +141,47 @@ def evaluate(
                 "adapted to": config.group,
                 "turned by": f"{findings.turns.group}, {len(findings.turns)} elements",
                 "data": describe_data(dataset, images, root or config.data.root),
-                "checkpoint": f"step {step}; vanilla is step 0",
+                "checkpoint": checkpoint,
+                **({"damaged": damaged} if damaged else {}),
             },
+            caveat=caveat,
             settings=dataclasses.asdict(config),
             prior=_probabilities(prior, model.group),
             history=read_log(Path(workdir) / "metrics.jsonl"),
         )  # fmt: skip
     text = table(findings.metrics, findings.turns.labels, str(findings.turns.group))
-    return dict(findings.metrics), text
+    return dict(findings.metrics), text + warning(caveat)
+
+
+def warning(caveat: str) -> str:
+    """What follows a table whose figures should not be believed as they are, if anything."""
+    return f"\n\nWarning: {caveat}" if caveat else ""
+
+
+def evaluation_directory(
+    workdir: str | os.PathLike, group: str = "", split: str = "", root: str = ""
+) -> Path:
+    """Where `evaluate` of the same arguments leaves its files by default.
+
+    It is `eval` in the run's directory for the run's own group, test split and images, else a name
+    such as `eval-cyclic16` or `eval-photos-train`, so that no evaluation replaces another.
+    """
+    config, _ = read_config(workdir)
+    others = [
+        file_name(root) if root not in ("", config.data.root) else "",
+        group if group and groups.from_name(group) != groups.from_name(config.group) else "",
+        file_name(split) if split not in ("", config.data.test) else "",
+    ]
+    return Path(workdir) / "-".join(["eval", *filter(None, others)])
+
+
+def file_name(text: str) -> str:
+    """What names data, a split or a predictor in the name of a file; a path by its last part."""
+    path = Path(os.path.abspath(Path(text).expanduser()))
+    if path.exists():
+        text = re.sub(r"\.(tar(\.\w+)?|tgz)$", "", path.name)
+    text = re.sub(r"\[.*:.*\]", lambda part: part[0].replace(":", "-to-"), text)
+    return re.sub(r"[^\w.-]+", "-", text).strip("-").replace("--", "-")
 
 
 def write_metrics(path: str | os.PathLike, metrics: Mapping[str, float]) -> None:
@@ -174,7 +222,7 @@ def _training_facts(workdir):
 
 
 def _listed(versions):
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+    return ", ".join(f"{name}\N{NO-BREAK SPACE}{version}" for name, version in versions.items())
 
 
 def _probabilities(prior, group):

@@ -289,14 +289,16 @@ def test_nothing_is_set_aside_where_nothing_can_be_used(whole, tmp_path):
 def test_loading_falls_back_to_the_next_best_and_says_so(name, whole, tmp_path):
     directory = copied(whole, tmp_path)
     like = model_of(a_state(0))
-    step, restored = Checkpoints(directory, "mark").restore_best(like)
-    assert step == 20
+    step, restored, damaged = Checkpoints(directory, "mark").restore_best(like)
+    assert (step, damaged) == (20, "")
     assert_same(restored, model_of(a_state(20)))
     damaged = directory / "20" / name
     flip(damaged if damaged.is_file() else damaged / "_METADATA", 100)
     with pytest.warns(UserWarning, match=r"is damaged.*: step 30 is used instead\."):
-        step, restored = Checkpoints(directory, "mark").restore_best(like)
+        step, restored, damaged = Checkpoints(directory, "mark").restore_best(like)
     assert step == 30
+    assert damaged.startswith(str(directory / "20"))
+    assert damaged.endswith("step 30 is used instead.")
     assert_same(restored, model_of(a_state(30)))
     shutil.rmtree(directory / "30" / "data")
     with pytest.raises(DamagedCheckpoint, match=r"data/.* is missing, and no other trained step"):
@@ -307,7 +309,7 @@ def test_a_damaged_step_is_replaced_by_a_trained_one_even_if_step_0_is_better(tm
     save(tmp_path, {0: 0.9, 1: 0.1, 2: 0.2})
     (tmp_path / "1" / digests.RECORD).write_text("{}")
     with pytest.warns(UserWarning, match=r"checkpoint\.json is damaged.*: step 2 is used instead"):
-        step, _ = Checkpoints(tmp_path, "mark").restore_best(model_of(a_state(0)))
+        step, _, _ = Checkpoints(tmp_path, "mark").restore_best(model_of(a_state(0)))
     assert step == 2
     with pytest.raises(DamagedCheckpoint, match=r"1/checkpoint\.json is damaged"):
         Checkpoints(tmp_path, "mark").best_steps()

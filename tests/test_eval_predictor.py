@@ -41,6 +41,18 @@ def with_numpy(images):
     return np.ascontiguousarray(images).reshape(len(images), -1) @ WEIGHTS
 
 
+def probabilities(images):
+    return jax.nn.softmax(with_jax(images))
+
+
+def numpy_probabilities(images):
+    return np.asarray(probabilities(np.asarray(images)))
+
+
+def log_probabilities(images):
+    return jax.nn.log_softmax(with_jax(images))
+
+
 def brighter(images):
     """Two classes, bright above or below, found by arrays that JAX cannot trace."""
     images = np.asarray(images, np.float64)
@@ -187,6 +199,26 @@ def test_a_function_of_jax_or_numpy_is_counted_right(name, network, data_dir, tm
     assert "Most confidently broken images" in report
 
 
+def test_probabilities_are_told_with_the_way_out(network, data_dir, tmp_path):
+    found = {}
+    for name in ("probabilities", "numpy_probabilities", "log_probabilities", "with_jax"):
+        found[name] = robustness.evaluate(
+            f"{network}:{name}", "digits", split="test[:20%]", data_dir=data_dir,
+            pictures=tmp_path / name,
+        )[:2]  # fmt: skip
+        said = f"my_network:{name} returned probabilities where logits are needed"
+        told = name.endswith("probabilities") and not name.startswith("log")
+        table, report = found[name][1], (tmp_path / name / "report.html").read_text("utf-8")
+        assert (f"\n\nWarning: {said}" in table) == told
+        assert (f"<strong>{said}" in report) == told
+        assert ("return the logits, or the logarithms of the probabilities." in table) == told
+    # The way out gives the figures of the logits, but for their change, which has another scale.
+    logits, logarithms = found["with_jax"][0], found["log_probabilities"][0]
+    for key in ("accuracy", "group_accuracy", "changed_rate", "calibration_error"):
+        assert logarithms[f"vanilla/{key}"] == pytest.approx(logits[f"vanilla/{key}"], abs=1e-5)
+    assert found["probabilities"][0]["vanilla/accuracy"] == logits["vanilla/accuracy"]
+
+
 @pytest.mark.parametrize("name", ["resnet", "vit", "ready"])
 def test_networks_of_the_package_run_behind_their_preprocessing(name, network, data_dir):
     metrics, _, _ = robustness.evaluate(
@@ -236,7 +268,7 @@ WRONG = {
     "no.such.module:predict": (FileNotFoundError, "There is no module no.such.module"),
     "my_network": (ValueError, "is neither path/to/file.py:name, package.module:name nor"),
     ":predict": (ValueError, "is neither path"),
-    "{mine}:predcit": (ValueError, "has no 'predcit'; what it has is with_jax, with_numpy, bright"),
+    "{mine}:predcit": (ValueError, "has no 'predcit'; what it has is with_jax, with_numpy, probab"),
     "{mine}:number": (TypeError, "is or returns a int: a function of images, an"),
     "{mine}:returning_text": (TypeError, "is or returns a str: a function of images"),
     "{mine}:needing_two": (TypeError, "is or returns a function: a function of images"),
@@ -292,6 +324,37 @@ def test_short_names():
         assert robustness.display_name(predictor) == name
 
 
+def test_evaluations_of_other_data_or_turns_lie_elsewhere(workdir, folder, tmp_path):
+    (tmp_path / "photos.tar.gz").touch()
+    (tmp_path / "here").mkdir()
+    name = robustness.evaluation_directory
+    found = [
+        name("my/net.py:f", "digits"),
+        name("my/net.py:f", "digits", "dihedral4", "train"),
+        name("my/net.py:f", str(folder), "cyclic8"),
+        name("my/net.py:f", f"{folder}/"),
+        name("my/net.py:f", f"{tmp_path / 'here'}/.."),
+        name("my/net.py:f", str(tmp_path / "photos.tar.gz")),
+        name("net.work:f", "mnist/v2:1.0.0", split="test[:50%]"),
+        name("net.work:f", "mnist/v2:1.0.0", split="test[50%:]"),
+        name(str(workdir)),
+    ]
+    assert [path.parent for path in found] == [Path("runs")] * len(found)
+    assert [path.name for path in found] == [
+        "eval-net-f-digits-cyclic4",
+        "eval-net-f-digits-dihedral4-train",
+        f"eval-net-f-{folder.name}-cyclic8",
+        f"eval-net-f-{folder.name}-cyclic4",
+        f"eval-net-f-{tmp_path.name}-cyclic4",
+        "eval-net-f-photos-cyclic4",
+        "eval-net.work-f-mnist-v2-1.0.0-cyclic4-test-to-50",
+        "eval-net.work-f-mnist-v2-1.0.0-cyclic4-test-50-to",
+        "eval-run-digits-cyclic4",
+    ]
+    with pytest.raises(ValueError, match="Unknown group 'cyclic'"):
+        name("net.work:f", "digits", "cyclic")
+
+
 def command(*arguments, cwd):
     done = subprocess.run(
         [sys.executable, ROOT / "eval.py", *map(str, arguments)], capture_output=True, text=True,
@@ -310,8 +373,9 @@ def test_the_command_line(network, folder, data_dir):
     assert code == 0, errors
     assert "mean over cyclic8" in output
     assert "you need adaptation" in output
-    assert "Read runs/eval-my_network-brighter/report.html first." in output
-    directory = network.parent / "runs" / "eval-my_network-brighter"
+    name = f"eval-my_network-brighter-{folder.name}-cyclic8"
+    assert f"Read runs/{name}/report.html first." in output
+    directory = network.parent / "runs" / name
     assert {path.name for path in directory.iterdir()} == {
         "accuracy_against_angle.png", "metrics.json", "per_image.csv", "report.html"
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Figures over orbits, against counting by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -146,6 +147,27 @@ def test_a_function_of_numpy_arrays_is_evaluated_like_a_traced_one():
     assert set(seen) == {np.ndarray}
 
 
+def test_probabilities_in_the_place_of_logits_are_noticed():
+    def softmax(params, state, images):
+        return jax.nn.softmax(predict(params, state, images)[0]), None
+
+    def almost(params, state, images):  # but for one image in one pose
+        found, corner = softmax(params, state, images)[0], images[:, 0, 0, 0]
+        return jnp.where((corner == IMAGES[5, 7, 7, 0])[:, None], found * 1.002, found), None
+
+    def logarithms(params, state, images):
+        return jnp.log(softmax(params, state, images)[0]), None
+
+    def single(params, state, images):
+        return jnp.ones((len(images), 1)), None
+
+    found = {
+        function: make_evaluator(function, GroupTurns(C4), C4)(WEIGHTS, {}, batches()).probabilities
+        for function in (softmax, almost, logarithms, single, predict)
+    }
+    assert [function for function, probable in found.items() if probable] == [softmax]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_named(bad):
     def broken(params, state, images):
@@ -159,6 +181,13 @@ def test_logits_that_are_not_finite_are_named(bad):
         match=r"Logit 1 of mine.py:broken is -?(nan|inf) for image 5, turned 180",
     ):
         evaluate(0.0, {}, batches())
+
+
+def test_images_without_a_label_are_named():
+    unlabelled = [{**batch, "label": np.where(batch["name"] == "5", -1, 2)} for batch in batches()]
+    evaluate = make_evaluator(predict, GroupTurns(C4), C4, name="mine.py:predict")
+    with pytest.raises(ValueError, match="Image 5 has no label: evaluate on another --split"):
+        evaluate(WEIGHTS, {}, unlabelled)
 
 
 def test_the_calibration_error_is_that_of_the_paper():

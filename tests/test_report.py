@@ -1,6 +1,8 @@
 """report.html: well-formed, self-contained, escaped, complete, and with the right numbers."""
 
 import base64
+import dataclasses
+import html
 import io
 import re
 from html.parser import HTMLParser
@@ -29,8 +31,9 @@ HISTORY = [
     {"step": 40, "train/loss": 37.0, "train/prior_loss": 0.4, "train/accuracy": 0.7,
      "validation/group_accuracy": 0.8},
 ]  # fmt: skip
-ALL = ["What was run", "Figures", "Classes", "Accuracy against angle", "Canonicalized images",
-       "Most confidently wrong poses", "Calibration", "Poses found", "Learning curves"]  # fmt: skip
+ALL = ["Figures", "Classes", "Accuracy against angle", "Canonicalized images",
+       "Most confidently wrong poses", "Calibration", "Poses found", "Learning curves",
+       "What was run"]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -161,17 +164,17 @@ def test_the_page_has_every_section_and_needs_nothing_else(
 def test_what_there_is_no_data_for_is_left_out(tmp_path):
     parsed, _ = page(tmp_path / "report.html", findings(C4, C4, sweep=False), C4, prior=None)
     assert parsed.headings == [
-        "What was run", "Figures", "Classes", "Canonicalized images",
-        "Most confidently wrong poses", "Calibration",
+        "Figures", "Classes", "Canonicalized images", "Most confidently wrong poses", "Calibration",
+        "What was run",
     ]  # fmt: skip
     parsed, _ = page(tmp_path / "report.html", findings(C4))
     assert parsed.headings == [
-        "What was run", "Figures", "Classes", "Accuracy against angle",
-        "Most confidently broken images", "Calibration",
+        "Figures", "Classes", "Accuracy against angle", "Most confidently broken images",
+        "Calibration", "What was run",
     ]  # fmt: skip
     assert "adapted" not in flat(parsed)
     upright, _ = page(tmp_path / "report.html", findings(ea.groups.Cyclic(1), sweep=False))
-    assert upright.headings == ["What was run", "Figures", "Classes", "Calibration"]
+    assert upright.headings == ["Figures", "Classes", "Calibration", "What was run"]
 
 
 def test_every_section_says_how_to_read_it(tmp_path):
@@ -180,6 +183,27 @@ def test_every_section_says_how_to_read_it(tmp_path):
         given for name, given in parsed.tags if name == "p" and given.get("class") == "how"
     ]
     assert len(explained) == len(parsed.headings) == len(ALL)
+
+
+def test_the_title_is_the_heading_and_a_caveat_comes_before_the_verdict(tmp_path):
+    found = findings(C4, C4)
+    _, text = page(tmp_path / "report.html", found, C4, caveat="Not <yet>.")
+    assert re.search(r"<title>(.*)</title>", text)[1] == "run under quarter turns"
+    assert re.search(r"<h1>(.*)</h1>", text)[1] == "run under quarter turns"
+    assert '<p class="verdict"><strong>Not &lt;yet&gt;.</strong> Under quarter turns' in text
+    _, text = page(tmp_path / "report.html", found, C4)
+    assert '<p class="verdict">Under quarter turns' in text
+
+
+def test_a_command_breaks_between_its_arguments_only(tmp_path):
+    command = "python eval.py --workdir=a-b --data_dir='with space'"
+    write_report(tmp_path / "report.html", findings(C4), name="run",
+                 facts={"evaluation command": command})  # fmt: skip
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    code = re.search(r"<code>(<span>.*?)</code>", text)[1]
+    assert "<span>--workdir=a-b</span> " in code
+    assert html.unescape(re.sub(r"<.*?>", "", code)).strip() == command
+    assert "dd code span { display: inline-block" in text
 
 
 def test_names_are_text_and_not_markup(tmp_path):
@@ -205,7 +229,7 @@ def test_of_many_classes_the_worst_come_first_and_the_rest_is_folded(tmp_path):
     found = findings(C4, C4, images=3000, classes=classes, sweep=False)
     _, text = page(tmp_path / "report.html", found, C4)
     table, folded = text.split("<h2>Classes</h2>")[1].split("</section>")[0].split("<details>")
-    shown = {part: re.findall(r'scope="row">(class\d+)<', html) for part, html in
+    shown = {part: re.findall(r'scope="row">(class\d+)<', rows) for part, rows in
              (("table", table), ("folded", folded))}  # fmt: skip
     label = found.outcomes["adapted"].label
     accuracy = {
@@ -343,10 +367,29 @@ def test_the_verdict_has_the_numbers():
     text = wording.verdict(found, C4).replace("\N{NO-BREAK SPACE}", " ")
     assert text == (
         "Under quarter turns, the vanilla predictor falls from 90.0 % upright to 40.0 % on average "
-        "(20.0 % at its worst, turned 90°). The adapted model is right on 80.0 % in every pose; "
-        "under an exact element of its group no prediction changes. "
+        "(20.0 % at its worst, turned 90°). The adapted model is right on 80.0 % in every pose of "
+        "cyclic4; under an exact element of its group no prediction changes. "
         "Upright, that is 10.0 points less than before adaptation."
     )
+    metrics = {"adapted/random_accuracy": 0.5, "vanilla/random_accuracy": 0.25}
+    at_random = dataclasses.replace(found, metrics={**found.metrics, **metrics})
+    assert wording.verdict(at_random, C4).replace("\N{NO-BREAK SPACE}", " ") == (
+        f"{text} At random angles it is right on 50.0 %, the vanilla predictor on 25.0 %."
+    )
+
+
+def test_of_a_checkpoint_is_told_what_must_be_known():
+    assert wording.about_the_checkpoint(200, 400, 400) == (
+        "step 200 of 400; vanilla is step 0", ""
+    )  # fmt: skip
+    fact, caveat = wording.about_the_checkpoint(100, 120, 400)
+    assert fact == "step 100 of 400, unfinished; vanilla is step 0"
+    assert caveat == "This run is unfinished: its latest checkpoint is step 120 of 400."
+    _, untrained = wording.about_the_checkpoint(0, 400, 400)
+    assert untrained.startswith("Its best checkpoint is step 0, before any training: what is calle")
+    fact, both = wording.about_the_checkpoint(0, 120, 400)
+    assert fact == "step 0 of 400, unfinished; vanilla is step 0"
+    assert both == f"{caveat} {untrained}"
 
 
 def test_the_verdict_of_a_model_that_is_not_invariant():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from equiadapt_jax.training.digests import DamagedCheckpoint, seal
 from equiadapt_jax.training.logging import MetricsLog
 from equiadapt_jax.training.loop import Stop, Stopped
 from equiadapt_jax.training.workdir import only_one, read_config, read_environment
-from tests.tiny_runs import ROOT, assert_same
+from tests.tiny_runs import ROOT, assert_same, command
 
 
 def interrupt(monkeypatch, after):
@@ -176,14 +177,14 @@ def heeds_sigterm(pid):
 @pytest.mark.parametrize("wait", ["import", "training"])
 def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
     workdir = tmp_path / "run"
-    command = [
+    arguments = [
         sys.executable, "train.py", "--config=configs/digits_vit.py:tiny", f"--workdir={workdir}",
         f"--config.data.data_dir={places['data']}", f"--config.pretrain.directory={tmp_path}",
         "--config.pretrain.steps=0", "--config.adaptation.steps=1000000",
         "--config.logging.evaluate_every=1000000",
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -206,6 +207,45 @@ def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
         assert f"after step {step}," in last
         logged = [json.loads(line)["step"] for line in lines.read_text().splitlines()]
         assert logged == list(range(step + 1))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def main(): signal.raise_signal(signal.SIGINT)",
+        # Where Python would print the exception and go on.
+        "gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT))\n"
+        "def main(): gc.collect()",
+    ],
+)
+def test_ctrl_c_ends_a_command_without_clearing_up(program):
+    start = (
+        "import atexit, gc, os, signal\nfrom equiadapt_jax import command_line\n"
+        "atexit.register(lambda: os.abort())  # as JAX may that is interrupted while compiling\n"
+    )
+    code, output, errors = command("-c", f"{start}{program}\ncommand_line.run(main)")
+    assert code == 130, errors
+    assert errors == "Error: stopped at once; what was saved before is whole.\n"
+    assert output == ""
+
+
+@pytest.mark.parametrize("seconds", [0, 3])
+def test_ctrl_c_ends_an_evaluation(seconds, finished, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "eval.py", f"--workdir={finished}", f"--output={tmp_path}",
+         "--random_angles=1000"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors in ("", "Error: stopped at once; what was saved before is whole.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_log_line_is_dropped_and_none_comes_twice(tmp_path):
@@ -305,9 +345,42 @@ def test_a_run_that_was_stopped_at_once_can_be_evaluated(finished, places, tmp_p
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_text(log.read_text().splitlines(keepends=True)[0] + "{damaged}\n")
-    metrics, _ = runs.evaluate(tmp_path / "run", pictures=tmp_path / "eval")
+    metrics, table = runs.evaluate(tmp_path / "run", pictures=tmp_path / "eval")
     assert metrics["vanilla/accuracy"] > 0
-    assert "Learning curves" in (tmp_path / "eval" / "report.html").read_text()
+    report = (tmp_path / "eval" / "report.html").read_text()
+    assert "Learning curves" in report
+    unfinished = "This run is unfinished: its latest checkpoint is step 0 of 2. Its best checkpoint"
+    assert f"\n\nWarning: {unfinished} is step 0, before any training: what is called" in table
+    assert f'<p class="verdict"><strong>{unfinished}' in report
+    assert "<dd>step 0 of 2, unfinished; vanilla is step 0</dd>" in report
+
+
+def test_a_run_without_any_checkpoint_says_how_to_get_one(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for left in (tmp_path / "run" / "checkpoints" / "0.unfinished", tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
+        left.mkdir(parents=True, exist_ok=True)
+        for use in (ea.load, runs.evaluate, lambda workdir: ea.load(workdir, step=0)):
+            with pytest.raises(FileNotFoundError) as caught:
+                use(tmp_path / "run")
+            assert str(caught.value).startswith(
+                f"There are no checkpoints in {tmp_path / 'run'}: the run was stopped before its "
+                "first one, or has not come so far; continue it with --resume (it was begun by: py"
+            )
+
+
+def test_the_report_tells_of_a_damaged_checkpoint(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    _, table = runs.evaluate(finished, pictures=tmp_path / "eval")
+    assert "<dt>damaged</dt>" not in (tmp_path / "eval" / "report.html").read_text()
+    assert "unfinished" not in table
+    (tmp_path / "run" / "checkpoints" / "2" / "checkpoint.json").write_text("{}")
+    with pytest.warns(UserWarning, match="step 1 is used instead"):
+        runs.evaluate(tmp_path / "run", pictures=tmp_path / "eval")
+    report = (tmp_path / "eval" / "report.html").read_text()
+    damaged = re.search(r"<dt>damaged</dt><dd>(.*)</dd>", report)[1]
+    assert damaged.startswith(str(tmp_path / "run" / "checkpoints" / "2" / "checkpoint.json"))
+    assert damaged.endswith(": step 1 is used instead.")
 
 
 def test_parts_of_a_run_without_its_settings_are_refused(finished, tiny, tmp_path):

@@ -113,6 +113,19 @@ def test_other_code_can_use_what_is_loaded(finished):
         ea.load(finished / "nowhere")
 
 
+def test_other_turns_splits_and_images_are_evaluated_elsewhere(finished):
+    name = runs.evaluation_directory
+    assert name(finished) == finished / "eval"
+    assert name(finished, "cyclic4", "test") == finished / "eval"
+    assert name(finished, "cyclic16") == finished / "eval-cyclic16"
+    assert name(finished, split="train[:10%]") == finished / "eval-train-to-10"
+    assert name(finished, "dihedral4", "train", "more/photos") == (
+        finished / "eval-more-photos-dihedral4-train"
+    )
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        name(finished / "nowhere")
+
+
 def test_data_of_another_kind_are_refused(places, tiny, folder, tmp_path):
     run.train(tiny("image_folder"), tmp_path / "run")
     for split in ("train", "test"):
@@ -154,6 +167,9 @@ def test_bad_settings_are_found_before_anything_is_removed(finished, tiny, tmp_p
         r"config\.prior\.name is 'mirorr'": {"prior": settings.Prior(name="mirorr")},
         "3 probabilities": {"prior": settings.Prior("categorical", (0.2, 0.3, 0.5))},
         "has no split 'tst'": {"data": dataclasses.replace(config.data, test="tst")},
+        r"config\.pretrain\.steps is -1: give 0 or more": {
+            "pretrain": dataclasses.replace(config.pretrain, steps=-1)
+        },
         r"config\.logging\.every is 0": {"logging": settings.Logging(every=0)},
         r"config\.adaptation\.batch_size is 5000": {
             "adaptation": dataclasses.replace(config.adaptation, batch_size=5000)
@@ -213,6 +229,9 @@ def test_a_workdir_of_another_configuration_is_refused_or_replaced(finished, tin
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     (workdir / "notes.txt").write_text("mine")
+    for name in ("eval-cyclic16", "eval-mine"):
+        (workdir / name).mkdir()
+    (workdir / "eval-cyclic16" / "report.html").touch()
     config = tiny(seed=1)
     with pytest.raises(ValueError, match=r"other settings \(seed: 0 → 1\): choose another"):
         run.train(config, workdir, resume=True)
@@ -221,6 +240,7 @@ def test_a_workdir_of_another_configuration_is_refused_or_replaced(finished, tin
     run.train(skip, workdir, overwrite=True)
     assert read_config(workdir)[0].seed == 1
     assert (workdir / "notes.txt").read_text() == "mine"
+    assert [path.name for path in workdir.glob("eval*")] == ["eval-mine"]
 
 
 def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
@@ -274,6 +294,26 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(folder, places, tmp_path):
         assert sentence in last
         assert "Traceback" not in errors
         assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_tilde_is_the_home_directory(places, tmp_path):
+    """Shells leave it as it is in --workdir=~/runs."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "mine.py").write_text("number = 3")
+    cases = {
+        f"{tmp_path}/run holds checkpoints of a run, but no config.json": [
+            "train.py", "--config=configs/digits_vit.py:tiny", "--workdir=~/run",
+            f"--config.data.data_dir={places['data']}",
+        ],
+        f"{tmp_path}/run holds no run": ["eval.py", "--workdir=~/run"],
+        f"{tmp_path}/mine.py:number is or returns a int": [
+            "eval.py", "--predictor=~/mine.py:number", "--data=digits",
+        ],
+    }  # fmt: skip
+    for sentence, arguments in cases.items():
+        code, _, errors = command(*arguments, HOME=tmp_path)
+        assert code == 1, errors
+        assert sentence in errors.strip().splitlines()[-1]
 
 
 def test_eight_devices_train_as_one_does(finished, tiny, tmp_path):

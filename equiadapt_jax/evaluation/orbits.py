@@ -83,7 +83,8 @@ class Outcome:
     `confidence` is the probability of the prediction and `pose_probability` that of the pose, both
     the largest of a softmax. `change` is ‖f(g·x) − f(x)‖ / ‖f(x)‖ of the logits f. A pose is right
     if none is nearer to the applied turn, up to the prior's modes. What a model does not give, its
-    poses or their scores, is None.
+    poses or their scores, is None. `probabilities` tells that what should be logits is nowhere
+    negative and sums to one for every image and turn.
     """
 
     labels: tuple[str, ...]
@@ -95,6 +96,7 @@ class Outcome:
     pose: Any
     pose_right: Any
     pose_probability: Any = None
+    probabilities: bool = False
 
     @property
     def right(self) -> np.ndarray:
@@ -120,7 +122,8 @@ def make_evaluator(
       group: whose elements the poses are; needed if there are any.
       modes: poses of an upright image that are right, those most probable under the prior.
       traced: whether JAX can trace `predict`; if not, it is called with NumPy arrays.
-      name: of the model; `evaluate` then raises FloatingPointError for logits that are not finite.
+      name: of the model; `evaluate` then raises FloatingPointError for logits that are not finite,
+        and ValueError for images without a label, which TFDS marks by -1.
     """
 
     @jax.jit
@@ -145,9 +148,11 @@ def make_evaluator(
     look = look_inside if traced else look_outside
 
     def evaluate(params, state, batches):
-        names, label, rows, first = [], [], [], 0
+        names, label, rows, first, probabilities = [], [], [], 0, True
         for batch in batches:
             images, mask = jnp.asarray(batch["image"]), batch["mask"]
+            if name:
+                _check_labelled(batch)
             seen = [
                 look(params, state, images, np.int32(turn), np.int32(first))
                 for turn in range(len(turns))
@@ -155,12 +160,16 @@ def make_evaluator(
             seen = jax.tree.map(lambda *x: np.stack(x, 1), *jax.device_get(seen))
             if name:
                 _check_finite(name, seen["logits"], batch["name"], turns.labels)
+            probabilities = probabilities and _are_probabilities(seen["logits"][mask])
             rows.append(jax.tree.map(lambda x, mask=mask: x[mask], _summarise(**seen)))
             names.append(batch["name"][mask])
             label.append(batch["label"][mask])
             first += len(mask)
         columns = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-        return Outcome(turns.labels, np.concatenate(names), np.concatenate(label), **columns)
+        return Outcome(
+            turns.labels, np.concatenate(names), np.concatenate(label), **columns,
+            probabilities=probabilities,
+        )  # fmt: skip
 
     return evaluate
 
@@ -188,6 +197,19 @@ def _check_finite(model, logits, images, turns):
             f"Logit {logit} of {model} is {logits[image, turn, logit]} for image {images[image]}, "
             f"turned {displayed_turn(turns[turn])}: finite numbers are needed."
         )
+
+
+def _check_labelled(batch):
+    without = batch["name"][batch["label"] < 0]
+    if len(without):
+        raise ValueError(
+            f"Image {without[0]} has no label: evaluate on another --split, whose images have one."
+        )
+
+
+def _are_probabilities(logits):
+    sums = logits.astype(np.float64).sum(-1)
+    return bool(logits.shape[-1] > 1 and (logits >= 0).all() and (abs(sums - 1) <= 1e-3).all())
 
 
 def _largest_probability(logits):

@@ -27,6 +27,7 @@ def write_report(
     *,
     name: str,
     facts: Mapping[str, str],
+    caveat: str = "",
     settings: Mapping[str, Any] | None = None,
     group: Group | None = None,
     prior: np.ndarray | None = None,
@@ -42,6 +43,7 @@ def write_report(
       findings: of the evaluation.
       name: of the run or the predictor, for the title.
       facts: what was run, in the words of the page.
+      caveat: what must be known before the figures are believed, if anything.
       settings: of the run, nested.
       group: whose elements the poses of the adapted model are.
       prior: probabilities of these elements, `(|G|,)`.
@@ -60,6 +62,7 @@ def write_report(
     poses = [] if group is None else [displayed_turn(g) for g in GroupTurns(group).labels]
     text = environment.get_template("report.html.j2").render(
         name=name,
+        caveat=caveat,
         verdict=verdict(findings, group),
         group=str(findings.turns.group),
         turns=turns_in_words(findings.turns.group),

@@ -81,8 +81,11 @@ def leave(
         plots.pose_histogram(directory / "pose_histogram.png", findings.outcomes["adapted"], poses)
         _plot_pictures(directory / "canonicalization.png", findings, shown["pictures"], poses)
     write_report(directory / "report.html", findings, group=group, **shown, **page)
-    for name in set(FILES) - written:
-        (directory / name).unlink(missing_ok=True)
+    for name in FILES:
+        for path in directory.glob(f"{name}.*.tmp"):  # of an evaluation that was killed
+            path.unlink(missing_ok=True)
+        if name not in written:
+            (directory / name).unlink(missing_ok=True)
 
 
 def _plot_pictures(path, findings, pictures, poses):

@@ -46,6 +46,35 @@ def verdict(findings: Findings, group: Group | None) -> str:
     return _adapted_verdict(findings, group) if group is not None else _vanilla_verdict(findings)
 
 
+def about_the_checkpoint(step: int, latest: int, steps: int) -> tuple[str, str]:
+    """(which checkpoint of a run was evaluated, what must be known before it is believed or "").
+
+    Args:
+      step: the best one, which was evaluated.
+      latest: the last one there is.
+      steps: how many the run was to have.
+    """
+    fact, caveat = f"step {step} of {steps}", []
+    if latest < steps:
+        fact += ", unfinished"
+        caveat.append(f"This run is unfinished: its latest checkpoint is step {latest} of {steps}.")
+    if step == 0:
+        caveat.append(
+            "Its best checkpoint is step 0, before any training: what is called adapted here is "
+            "the vanilla predictor behind a scorer that has learned nothing."
+        )
+    return f"{fact}; vanilla is step 0", " ".join(caveat)
+
+
+def about_probabilities(name: str) -> str:
+    """That `name`, a predictor, returned probabilities for logits, and what to do."""
+    return (
+        f"{name} returned probabilities where logits are needed, which makes its confidence, its "
+        "calibration and the change of its logits wrong: let it return the logits, or the "
+        "logarithms of the probabilities."
+    )
+
+
 def _models(findings, figure):
     return " and ".join(
         f"the {model} {'predictor' if model == 'vanilla' else 'model'} is right on "
@@ -63,15 +92,24 @@ def _adapted_verdict(findings, group):
         f"Under {words}, the vanilla predictor {moved} from {percent(upright)} upright to "
         f"{percent(over)} on average ({_worst(findings)}). The adapted model "
         f"{_kept(findings)}; {_unchanged(findings, group)}. "
-        f"Upright, that is {_cost(metrics['adapted/accuracy'] - upright)}."
+        f"Upright, that is {_cost(metrics['adapted/accuracy'] - upright)}.{_at_random(metrics)}"
     )
+
+
+def _at_random(metrics):
+    """What happens at the angles between the elements, where it was measured."""
+    figures = [metrics.get(f"{model}/random_accuracy") for model in ("adapted", "vanilla")]
+    if None in figures:
+        return ""
+    adapted, vanilla = map(percent, figures)
+    return f" At random angles it is right on {adapted}, the vanilla predictor on {vanilla}."
 
 
 def _kept(findings):
     accuracy = findings.outcomes["adapted"].right.mean(0)
     mean = percent(accuracy.mean())
     if accuracy.max() - accuracy.min() < 1e-12:
-        return f"is right on {mean} in every pose"
+        return f"is right on {mean} in every pose of {findings.turns.group}"
     return (
         f"is right on {mean} on average, between {percent(accuracy.min())} and "
         f"{percent(accuracy.max())} by the pose"

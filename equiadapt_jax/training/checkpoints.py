@@ -135,8 +135,10 @@ class Checkpoints:
         model = jax.tree.map(jnp.asarray, self._read(step, {"model": like_model})[0]["model"])
         return model["params"], model["state"]
 
-    def restore_best(self, like: tuple[Any, Any]) -> tuple[int, tuple[Any, Any]]:
-        """The best step that is not damaged and its (params, state); a warning if others are.
+    def restore_best(self, like: tuple[Any, Any]) -> tuple[int, tuple[Any, Any], str]:
+        """The best step that is not damaged, its (params, state), and what is wrong with others.
+
+        Where some are damaged, that is a warning, too.
 
         Raises FileNotFoundError where no step is finished, DamagedCheckpoint where only the one
         before training is left.
@@ -151,10 +153,10 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 errors.append(error)
                 continue
-            if errors:
-                why = "; ".join(map(str, errors))
-                warnings.warn(f"{why}: step {step} is used instead.", stacklevel=2)
-            return step, restored
+            why = f"{'; '.join(map(str, errors))}: step {step} is used instead." if errors else ""
+            if why:
+                warnings.warn(why, stacklevel=2)
+            return step, restored, why
         if not errors:
             raise FileNotFoundError(f"There is no finished checkpoint in {self.directory}.")
         why = "; ".join(map(str, errors))

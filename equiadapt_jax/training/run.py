@@ -119,6 +119,8 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"config.{name} is {count}: it must be at least 1.")
+    if config.pretrain.steps < 0:
+        raise ValueError(f"config.pretrain.steps is {config.pretrain.steps}: give 0 or more.")
     for split in (config.data.train, config.data.validation, config.data.test):
         if not len(dataset.source(split)):
             raise ValueError(f"The split {split!r} of {dataset.name} is empty: choose another.")
@@ -201,7 +203,7 @@ def _pretrained_directory(config: Config, dataset: Dataset) -> Path:
     """Where the predictor of these settings is kept."""
     name = config.data.name.replace("/", "-")
     print_ = _pretraining_fingerprint(config, dataset)
-    return Path(config.pretrain.directory) / f"{name}-{config.predictor.name}-{print_}"
+    return Path(config.pretrain.directory).expanduser() / f"{name}-{config.predictor.name}-{print_}"
 
 
 def _pretraining_fingerprint(config: Config, dataset: Dataset) -> str:

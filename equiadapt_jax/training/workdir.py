@@ -24,6 +24,7 @@ from equiadapt_jax.training.digests import DamagedCheckpoint, seal, unseal
 _PARTS = (
     "metrics.jsonl", "metrics.json", "checkpoints", "pretraining", "eval", "config.json"
 )  # fmt: skip
+_EVALUATIONS = "eval-*/report.html"  # of other turns or images, see runs.evaluation_directory
 
 
 def read_config(workdir: str | os.PathLike) -> tuple[Config, Mapping[str, Any]]:
@@ -86,6 +87,8 @@ def open_workdir(
         raise ValueError("--resume continues a run and --overwrite removes it: give one of both.")
     present = [name for name in _PARTS if (workdir / name).exists()]
     if overwrite:
+        for path in workdir.glob(_EVALUATIONS):
+            shutil.rmtree(path.parent)
         for name in present:  # config.json last: until then the rest is known to be a run's
             path = workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
