@@ -74,6 +74,7 @@ def measure(
 
     All batches have `batch` images, the last of them padded, so that nothing is compiled twice.
     """
+    batch = min(batch, len(evaluation.labels))
     predict(_batches(evaluation.images("0"), batch)[0])
     turns: dict[str, dict[str, float | None]] = {}
     seconds, upright = 0.0, None
