@@ -5,6 +5,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -157,6 +158,17 @@ def test_training_free_methods_on_a_predictor_that_sees_the_corner(test):
     np.testing.assert_array_equal(found, 9 * corners[confidence.argmax(0), np.arange(len(x))])
     # Turning by the inverse of pose p, clockwise, brings to the top left what was p corners back.
     np.testing.assert_array_equal(poses, confidence.argmax(0) * -1 % 4)
+
+
+def test_confidences_that_are_one_to_the_last_bit_are_told_apart():
+    """Four images in one, each surer than the other of a class of its own, beyond float32."""
+    sure = jnp.asarray([[40.0, 0, 0], [0, 42, 0], [0, 0, 44], [46, 0, 0]])
+    assert np.unique(jax.nn.softmax(sure).max(-1)).tolist() == [1.0]
+    x = jnp.zeros((1, 2, 2, 3)).at[0].set(jnp.stack([sure[:2], sure[2:]]))
+    found, pose = run.most_confident(lambda batch: batch[:, 0, 0], x)
+    assert found.tolist() == [[46.0, 0.0, 0.0]]
+    expected = [np.array_equal(np.rot90(x[0], -p)[0, 0], sure[3]) for p in range(4)]
+    assert pose.tolist() == [expected.index(True)]
 
 
 def test_table():

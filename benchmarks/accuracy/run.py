@@ -51,7 +51,9 @@ def averaged(logits: Logits, x: jax.Array):
 def most_confident(logits: Logits, x: jax.Array):
     """The logits of the most confident of the four canonical inputs (equizero)."""
     found = _over_c4(logits, x)
-    pose = jax.nn.softmax(found).max(-1).argmax(0)
+    # By the odds: probabilities themselves are often 1 to the last bit, and would tie.
+    others = jnp.sort(found, -1)[..., :-1]
+    pose = (found.max(-1) - jax.nn.logsumexp(others, -1)).argmax(0)
     return jnp.take_along_axis(found, pose[None, :, None], 0)[0], pose
 
 
