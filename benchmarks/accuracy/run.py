@@ -1,0 +1,184 @@
+"""Accuracy of methods on turned CIFAR-10 images, in one table: python -m benchmarks.accuracy.run SHARED.
+
+SHARED holds `data/cifar10_jpeg/train.tar`, `data/cifar10_jpeg/test.tar` and
+`weights/cifar10_resnet20.safetensors`. Turns the test images, measures what needs no training, sets
+up an environment for the PyTorch package equiadapt, trains and measures that, and prints a Markdown
+table. Results are kept in --runs and measured again with --overwrite or on other images;
+`--results a.json b.json` adds rows of the same form, see evaluation.py. On two cores the rows
+without training take some ten minutes, equiadapt's networks two (group_conv) and eight (e2cnn).
+"""  # noqa: E501
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import equiadapt_jax as ea
+from benchmarks.accuracy import environment, evaluation, images
+from benchmarks.accuracy.table import table
+
+ROOT = Path(__file__).parents[2]
+C4 = ea.groups.Cyclic(4)
+PREPROCESS = ea.predictors.Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGES_SEEN = {"group_conv": 10_000, "e2cnn": 30_000}
+
+# Images (B, S, S, 3) → logits (B, 10), and → logits with poses (B,) of C4 or None.
+Logits = Callable[[jax.Array], jax.Array]
+Method = Callable[[Logits, jax.Array], tuple[jax.Array, jax.Array | None]]
+
+
+def vanilla(logits: Logits, x: jax.Array):
+    """The predictor alone."""
+    return logits(x), None
+
+
+def mirrored(logits: Logits, x: jax.Array):
+    """Mean logits of an image and its mirror image."""
+    return (logits(x) + logits(ea.actions.images.reflect(x))) / 2, None
+
+
+def averaged(logits: Logits, x: jax.Array):
+    """Mean logits over C4 (equitune)."""
+    return _over_c4(logits, x).mean(0), None
+
+
+def most_confident(logits: Logits, x: jax.Array):
+    """The logits of the most confident of the four canonical inputs (equizero)."""
+    found = _over_c4(logits, x)
+    # By the odds: probabilities themselves are often 1 to the last bit, and would tie.
+    others = jnp.sort(found, -1)[..., :-1]
+    pose = (found.max(-1) - jax.nn.logsumexp(others, -1)).argmax(0)
+    return jnp.take_along_axis(found, pose[None, :, None], 0)[0], pose
+
+
+def _over_c4(logits: Logits, x: jax.Array) -> jax.Array:
+    """Logits (4, B, 10) of the canonical inputs for each pose."""
+    act = ea.actions.images.act
+    return jnp.stack([logits(act(C4, C4.inverse(pose), x)) for pose in range(4)])
+
+
+# Name of the file → title, passes of the predictor, the method.
+TRAINING_FREE: dict[str, tuple[str, int, Method]] = {
+    "vanilla": ("vanilla", 1, vanilla),
+    "mirrored": ("vanilla, mean with the mirror image", 2, mirrored),
+    "averaged": ("mean over C4 (equitune)", 4, averaged),
+    "most_confident": ("most confident of C4 (equizero)", 4, most_confident),
+}
+
+
+def predict_with(method: Method, weights: Path) -> evaluation.Predict:
+    """A method without training on the pretrained predictor, as `evaluation.measure` calls it."""
+    resnet = ea.predictors.load(weights, preprocess=PREPROCESS)
+
+    def logits(x):
+        return resnet.network.apply(resnet.params, resnet.state, resnet.preprocess(x))[0]
+
+    compiled = jax.jit(lambda x: method(logits, x))
+
+    def predict(batch):
+        found, poses = compiled(batch)
+        return np.asarray(found).argmax(-1), None if poses is None else np.asarray(poses)
+
+    return predict
+
+
+def measure_training_free(name: str, weights: Path, test: evaluation.Evaluation, output: Path):
+    """Measure one of TRAINING_FREE."""
+    title, passes, method = TRAINING_FREE[name]
+    rotations = C4.n if method is most_confident else None
+    result = evaluation.measure(predict_with(method, weights), test, rotations)
+    result |= {"method": title, "predictor_passes": passes, "train_seconds": 0.0, "parameters": 0}
+    evaluation.write(output, result)
+
+
+def measure_reference(name: str, arguments, weights: Path, test: Path, output: Path) -> None:
+    """Train and measure one of equiadapt's networks, in an environment of its own."""
+    python = environment.ensure(arguments.environment)
+    command = [
+        str(python), "-m", "benchmarks.accuracy.reference", f"--images={test.absolute()}",
+        f"--train={(arguments.shared / 'data' / 'cifar10_jpeg').absolute()}",
+        f"--weights={weights.absolute()}", f"--canonicalizer={name}",
+        f"--rotations={arguments.rotations}", f"--images_seen={seen(name, arguments)}",
+        f"--seed={arguments.seed}", f"--output={output.absolute()}",
+    ]  # fmt: skip
+    if arguments.threads:
+        command.append(f"--threads={arguments.threads}")
+    # The project's own packages must not be found there.
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, cwd=ROOT, env=own)
+
+
+def seen(name: str, arguments) -> int:
+    """Training images that a canonicalizer sees."""
+    if name not in IMAGES_SEEN:
+        raise ValueError(f"Unknown canonicalizer {name!r}: choose of {', '.join(IMAGES_SEEN)}.")
+    return arguments.images_seen or IMAGES_SEEN[name]
+
+
+def results(arguments) -> list[evaluation.Result]:
+    """All rows: without training, the reference's, and those of other files."""
+    runs, shared = arguments.runs, arguments.shared
+    weights = shared / "weights" / "cifar10_resnet20.safetensors"
+    archive, turned = shared / "data" / "cifar10_jpeg" / "test.tar", runs / "evaluation.npz"
+    reference = {n: seen(n, arguments) for n in arguments.canonicalizers.split(",") if n}
+    images.make(archive, turned, arguments.limit)
+    test = evaluation.load(turned)
+    paths = []
+    for name in TRAINING_FREE:
+        paths.append(runs / f"{name}.json")
+        if missing(paths[-1], test, arguments):
+            measure_training_free(name, weights, test, paths[-1])
+    for name, count in reference.items():
+        kind = f"{name}-c{arguments.rotations}-{count}-seed{arguments.seed}"
+        paths.append(runs / f"reference-{kind}.json")
+        if missing(paths[-1], test, arguments):
+            measure_reference(name, arguments, weights, turned, paths[-1])
+    return [evaluation.read(path) for path in (*paths, *arguments.results)]
+
+
+def missing(path: Path, test: evaluation.Evaluation, arguments) -> bool:
+    """Whether a result has to be measured, which is then announced."""
+    needed = arguments.overwrite or not evaluation.measured_on(path, test)
+    if needed:
+        print(f"Measuring {path}", file=sys.stderr)
+    return needed
+
+
+def settings() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("--canonicalizers", default="group_conv,e2cnn", help="empty for none")
+    parser.add_argument("--rotations", type=int, choices=(4, 8), default=4, help="of equiadapt's")
+    parser.add_argument("--images_seen", type=int, help="by equiadapt's; by default as above")
+    parser.add_argument("--seed", type=int, default=0, help="of equiadapt's")
+    parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")
+    parser.add_argument("--results", type=Path, nargs="*", default=[], help="more rows")
+    parser.add_argument("--limit", type=int, help="use so many test images; all by default")
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--environment", type=Path, default=environment.FOLDER)
+    parser.add_argument("--overwrite", action="store_true", help="measure again")
+    parser.add_argument("--table", type=Path, help="write the table there too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = settings()
+    try:
+        text = table(results(arguments))
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(str(error))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"The reference ended with {error.returncode}; what it said stands above.")
+    print(text, end="")
+    if arguments.table:
+        arguments.table.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
