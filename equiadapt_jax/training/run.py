@@ -260,7 +260,7 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
     if _keeps_features(run, params, state):
         if not (run.start or predictor):  # which the run's own checkpoints hold
             checkpoints = Checkpoints(workdir / "checkpoints", fingerprint)
-            _, (params, state) = checkpoints.restore_best((params, state))
+            _, (params, state), _ = checkpoints.restore_best((params, state))
         how = _on_features(run, params, state)
     else:
         how = {

@@ -42,7 +42,7 @@ def read_start(
         )
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     mark = read_fingerprint(place)
-    step, networks = Checkpoints(Path(place) / "checkpoints", mark).restore_best(like)
+    step, networks, _ = Checkpoints(Path(place) / "checkpoints", mark).restore_best(like)
     settings = dataclasses.replace(config.adaptation, start_mark=f"{mark}, step {step}")
     return dataclasses.replace(config, adaptation=settings), networks
 
