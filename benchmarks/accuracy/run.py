@@ -3,12 +3,14 @@
 SHARED holds `data/cifar10_jpeg/train.tar`, `data/cifar10_jpeg/test.tar` and
 `weights/cifar10_resnet20.safetensors`. Turns the test images, measures what needs no training, sets
 up an environment for the PyTorch package equiadapt, trains and measures that, and prints a Markdown
-table. Results are kept in --runs and measured again with --overwrite or on other images;
-`--results a.json b.json` adds rows of the same form, see evaluation.py. On two cores the rows
+table. `--workdirs a b` adds a row for each run of train.py there, which train on the same images.
+Results are kept in --runs and measured again with --overwrite or on other images; `--results a.json
+b.json` adds rows of the same form, see evaluation.py. On two cores the rows
 without training take some ten minutes, equiadapt's networks two (group_conv) and eight (e2cnn).
 """  # noqa: E501
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import numpy as np
 import equiadapt_jax as ea
 from benchmarks.accuracy import environment, evaluation, images
 from benchmarks.accuracy.table import table
+from equiadapt_jax.training.workdir import read_config
 
 ROOT = Path(__file__).parents[2]
 C4 = ea.groups.Cyclic(4)
@@ -97,6 +100,30 @@ def measure_training_free(name: str, weights: Path, test: evaluation.Evaluation,
     evaluation.write(output, result)
 
 
+def measure_run(workdir: Path, test: evaluation.Evaluation, output: Path) -> None:
+    """Measure what train.py left in a directory, by its best checkpoint."""
+    params, state, model = ea.load(workdir)
+    config, _ = read_config(workdir)
+    figures = json.loads((workdir / "metrics.json").read_text())
+    apply = jax.jit(model.apply)
+
+    def predict(batch):
+        (logits, canonical), _ = apply(params, state, batch)
+        # Of an element of D_n the rotation counts: mirrored or not, the image is brought upright.
+        return np.asarray(logits).argmax(-1), np.asarray(canonical.pose) % model.group.n
+
+    passes = model.group.order if model.features or model.poses is None else model.poses
+    result = evaluation.measure(predict, test, model.group.n, batch=50)
+    result |= {
+        "method": f"ours, {config.scorer.name}, {config.group}, {config.averaging}, "
+        f"{config.adaptation.mode}",
+        "predictor_passes": passes,
+        "train_seconds": figures["train/seconds"],
+        "parameters": figures["scorer/parameters"],
+    }
+    evaluation.write(output, result)
+
+
 def measure_reference(name: str, arguments, weights: Path, test: Path, output: Path) -> None:
     """Train and measure one of equiadapt's networks, in an environment of its own."""
     python = environment.ensure(arguments.environment)
@@ -139,6 +166,10 @@ def results(arguments) -> list[evaluation.Result]:
         paths.append(runs / f"reference-{kind}.json")
         if missing(paths[-1], test, arguments):
             measure_reference(name, arguments, weights, turned, paths[-1])
+    for workdir in arguments.workdirs:
+        paths.append(runs / f"run-{workdir.name}.json")
+        if missing(paths[-1], test, arguments):
+            measure_run(workdir, test, paths[-1])
     return [evaluation.read(path) for path in (*paths, *arguments.results)]
 
 
@@ -158,6 +189,7 @@ def settings() -> argparse.Namespace:
     parser.add_argument("--images_seen", type=int, help="by equiadapt's; by default as above")
     parser.add_argument("--seed", type=int, default=0, help="of equiadapt's")
     parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")
+    parser.add_argument("--workdirs", type=Path, nargs="*", default=[], help="of train.py")
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="more rows")
     parser.add_argument("--limit", type=int, help="use so many test images; all by default")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
