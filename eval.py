@@ -29,12 +29,15 @@ _SWEEP = flags.DEFINE_integer("sweep", 24, "angles around the circle, for the pl
 _SWEEP_IMAGES = flags.DEFINE_integer("sweep_images", 1000, "images of the plot", lower_bound=1)
 _SPLIT = flags.DEFINE_string("split", "", "of the data; the run's test split, or test, by default")
 _ROOT = flags.DEFINE_string("root", "", "for --workdir: another image folder of the same classes")
+_FINETUNED = flags.DEFINE_string(
+    "finetuned", "", "for --workdir: a run of the mode vanilla, for retention against it"
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where the prepared dataset lies now")
 _OUTPUT = flags.DEFINE_string("output", "", "where to write, instead of a name that tells what")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "images per batch", lower_bound=0)
 
 _ONLY_PREDICTOR = ("data", "size", "fit")
-_ONLY_WORKDIR = ("root",)
+_ONLY_WORKDIR = ("root", "finetuned")
 
 
 def main() -> None:
@@ -64,8 +67,9 @@ def main() -> None:
             output or runs.evaluation_directory(workdir, _GROUP.value, _SPLIT.value, _ROOT.value)
         )
         metrics, table = runs.evaluate(
-            workdir, group=_GROUP.value, root=_ROOT.value, pictures=directory, **shared
-        )
+            workdir, group=_GROUP.value, root=_ROOT.value, finetuned=_FINETUNED.value,
+            pictures=directory, **shared,
+        )  # fmt: skip
     runs.write_metrics(directory / "metrics.json", metrics)
     left = ", ".join(sorted(path.name for path in directory.iterdir()))
     print(f"\n{table}\n\nLeft in {directory}: {left}.\nRead {directory / 'report.html'} first.")

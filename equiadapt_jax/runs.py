@@ -23,8 +23,9 @@ from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.evaluation.report import leave, table
 from equiadapt_jax.evaluation.wording import about_the_checkpoint
-from equiadapt_jax.training.build import build_model, build_prior
+from equiadapt_jax.training.build import BASELINES, build_model, build_prior
 from equiadapt_jax.training.checkpoints import Checkpoints
+from equiadapt_jax.training.config import differences
 from equiadapt_jax.training.logging import read_log
 from equiadapt_jax.training.workdir import (
     environment,
@@ -81,12 +82,14 @@ def evaluate(
     root: str = "",
     data_dir: str = "",
     batch_size: int = 0,
+    finetuned: str | os.PathLike = "",
     pictures: str | os.PathLike = "",
     command: str = "",
 ) -> tuple[dict[str, float], str]:
     """(metrics, table) of a run's vanilla predictor and adapted model, from its checkpoints alone.
 
-    Where the run is unfinished, or its best checkpoint untrained, the table says so below.
+    Where the run is unfinished, or its best checkpoint untrained, the table says so below. The
+    adapted model of a baseline is the predictor that was fine-tuned, without poses.
 
     Args:
       workdir: where train.py left the run.
@@ -97,16 +100,22 @@ def evaluate(
       root: another image folder of the same classes.
       data_dir: where the prepared dataset lies now.
       batch_size: images per batch.
+      finetuned: a run of the mode vanilla on the same data, from the same predictor, with as many
+        images: adds `finetuned/accuracy`, `finetuned/group_accuracy` and
+        `adapted/retention_finetuned`, the adapted model's group accuracy over the former.
       pictures: a directory for report.html, per_image.csv and PNG files; none without it.
       command: what was typed, for the report.
 
     Raises:
-      FileNotFoundError, ValueError: no run, no such split, other classes.
+      FileNotFoundError, ValueError: no run, no such split, other classes; `finetuned` was trained
+        otherwise.
       FloatingPointError: a model gives logits that are not finite.
     """
     config, facts = read_config(workdir)
+    if finetuned:
+        _check_finetuned(config, facts, finetuned)
     model, like, checkpoints = _open(workdir)
-    step, adapted, damaged = checkpoints.restore_best(like)
+    step, (params, state), damaged = checkpoints.restore_best(like)
     vanilla = checkpoints.restore_model(0, like)
     checkpoint, caveat = about_the_checkpoint(
         step, checkpoints.steps()[-1], config.adaptation.steps
@@ -121,24 +130,36 @@ def evaluate(
         batch_size or config.evaluation_batch_size, split,
     )  # fmt: skip
     prior = build_prior(config.prior, model.group)
+    baseline = config.adaptation.mode in BASELINES
+    if baseline:
+        adapted = Subject(vanilla_prediction(model), params, state)
+    else:
+        adapted = Subject(adapted_prediction(model), params, state, model.group, prior.modes)
+    turns = GroupTurns(groups.from_name(group or config.group), model.pad, model.fill)
     findings = assess(
         {
             "vanilla": Subject(vanilla_prediction(model), vanilla[0], vanilla[1]),
-            "adapted": Subject(
-                adapted_prediction(model), adapted[0], adapted[1], model.group, prior.modes
-            ),
+            "adapted": adapted,
         },
         images,
-        GroupTurns(groups.from_name(group or config.group), model.pad, model.fill),
+        turns,
         dataset.classes,
         random_angles=random_angles, sweep=sweep, sweep_images=sweep_images, watch=watch,
     )  # fmt: skip
+    text = table(findings.metrics, turns.labels, str(turns.group))
+    more: dict[str, str] = {}
+    if finetuned:
+        metrics, sentence = _compare_finetuned(finetuned, findings, images, turns)
+        findings = dataclasses.replace(findings, metrics=metrics)
+        text, more = f"{text}\n\n{sentence}", {"fine-tuned alike": f"{finetuned}: {sentence}"}
     if pictures:
         leave(
-            Path(pictures), findings, images, group=model.group, name=Path(workdir).name,
-            facts=_training_facts(workdir) | circumstances(command) | {
+            Path(pictures), findings, images, group=None if baseline else model.group,
+            name=Path(workdir).name,
+            facts=_training_facts(workdir) | circumstances(command) | more | {
                 "seed": str(config.seed),
-                "adapted to": config.group,
+                "mode": config.adaptation.mode,
+                **({} if baseline else {"adapted to": config.group}),
                 "turned by": f"{findings.turns.group}, {len(findings.turns)} elements",
                 "data": describe_data(dataset, images, root or config.data.root),
                 "checkpoint": checkpoint,
@@ -146,10 +167,9 @@ def evaluate(
             },
             caveat=caveat,
             settings=dataclasses.asdict(config),
-            prior=_probabilities(prior, model.group),
+            prior=None if baseline else _probabilities(prior, model.group),
             history=read_log(Path(workdir) / "metrics.jsonl"),
         )  # fmt: skip
-    text = table(findings.metrics, findings.turns.labels, str(findings.turns.group))
     return dict(findings.metrics), text + warning(caveat)
 
 
@@ -182,6 +202,46 @@ def file_name(text: str) -> str:
         text = re.sub(r"\.(tar(\.\w+)?|tgz)$", "", path.name)
     text = re.sub(r"\[.*:.*\]", lambda part: part[0].replace(":", "-to-"), text)
     return re.sub(r"[^\w.-]+", "-", text).strip("-").replace("--", "-")
+
+
+def _check_finetuned(config, facts, finetuned):
+    """Refuse a fine-tuned predictor that does not compare with the run of `config`."""
+    other, other_facts = read_config(finetuned)
+    if other.adaptation.mode != "vanilla":
+        raise ValueError(
+            f"{finetuned} is a run of the mode {other.adaptation.mode}: retention is taken against "
+            "one of the mode vanilla, which fine-tunes the predictor alone."
+        )
+    kept = ("data.", "predictor.", "pretrain.")
+    different = [d for d in differences(config, other) if d.startswith(kept)]
+    if facts != other_facts:
+        different.append("data: the images are others")
+    seen = [c.adaptation.steps * c.adaptation.batch_size for c in (config, other)]
+    if seen[0] != seen[1]:
+        different.append(f"steps × batch_size: {seen[0]} → {seen[1]}")
+    if different:
+        raise ValueError(
+            f"{finetuned} was not fine-tuned alike ({'; '.join(different)}): train one with these "
+            "settings and --config.adaptation.mode=vanilla."
+        )
+
+
+def _compare_finetuned(finetuned, findings, images, turns):
+    """The metrics with those of the fine-tuned predictor, and what they say."""
+    params, state, model = load(finetuned)
+    subject = Subject(vanilla_prediction(model), params, state)
+    found = assess({"finetuned": subject}, images, turns, findings.classes, watch=watch).metrics
+    names = ("finetuned/accuracy", "finetuned/group_accuracy")
+    metrics = {**findings.metrics, **{name: found[name] for name in names}}
+    upright, over = (f"{100 * found[name]:.2f} %" for name in names)
+    sentence = (
+        f"Fine-tuned alike, the predictor alone: {upright} upright, {over} over {turns.group}"
+    )
+    if found["finetuned/accuracy"]:
+        retention = metrics["adapted/group_accuracy"] / found["finetuned/accuracy"]
+        metrics["adapted/retention_finetuned"] = retention
+        sentence += f"; retention {100 * retention:.2f} %"
+    return metrics, f"{sentence}."
 
 
 def write_metrics(path: str | os.PathLike, metrics: Mapping[str, float]) -> None:

@@ -13,7 +13,7 @@ from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import objective
 from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
 from equiadapt_jax.training.explain import explain
-from tests.tiny_runs import SHIPPED, shipped
+from tests.tiny_runs import SHIPPED, VARIANTS, shipped
 
 
 def all_fields(cls=settings.Config):
@@ -49,6 +49,17 @@ def test_a_part_of_the_settings_is_explained_alone():
     assert "--config.seed=0" in explain(settings.Config(), "config.seed")
     with pytest.raises(ValueError, match=r"did you mean --config\.adaptation\.steps=help\?"):
         explain(settings.Config(), "config.adaptation.step")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_tiny_variant_needs_little(path):
+    """Neither a download nor minutes."""
+    config = shipped(path, "tiny")
+    assert config.name == f"{path.stem}_tiny"
+    assert not config.predictor.weights.startswith("hf://")
+    assert config.adaptation.steps == 2
+    assert config.pretrain.steps <= 2
+    assert config.data.size <= 64
 
 
 def test_settings_survive_the_way_through_a_dict():
@@ -87,7 +98,8 @@ def test_whole_numbers_serve_as_floats_and_lists_as_tuples():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_variant_that_does_not_exist_is_refused(path):
-    with pytest.raises(ValueError, match=f"Unknown variant 'tny' of {path.stem}: there is 'tiny'"):
+    sentence = rf"Unknown variant 'tny' of {path.stem}: there (is|are) .*'tiny'\."
+    with pytest.raises(ValueError, match=sentence):
         shipped(path, "tny")
 
 
@@ -161,13 +173,26 @@ def test_settings_that_build_nothing_are_refused(change, sentence):
         build_model(dataclasses.replace(settings.Config(), **change), 10)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("group", ["cyclic4", "cyclic8", "dihedral4"])
-def test_every_configuration_builds_and_differentiates_in_full_size(path, group):
-    config = dataclasses.replace(shipped(path), group=group)
+DEMO = {"digits_vit", "image_folder"}  # whose group is often changed
+FULL_SIZE = [
+    (path, variant, group)
+    for path in SHIPPED
+    for variant in VARIANTS.get(path.stem, [""])
+    for group in (["cyclic4", "cyclic8", "dihedral4"] if path.stem in DEMO else [""])
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "variant", "group"), FULL_SIZE, ids=lambda x: getattr(x, "stem", x)
+)
+def test_every_configuration_builds_and_differentiates_in_full_size(path, variant, group):
+    config = resolve(shipped(path, variant))
+    config = dataclasses.replace(config, group=group or config.group)
     model = build_model(config, 10)
+    channels = max(3 if path.stem != "rotated_mnist" else 1, len(config.predictor.mean))
+    size = config.data.size
     batch = {
-        "image": jax.ShapeDtypeStruct((8, config.data.size, config.data.size, 3), jnp.float32),
+        "image": jax.ShapeDtypeStruct((8, size, size, channels), jnp.float32),
         "label": jax.ShapeDtypeStruct((8,), jnp.int32),
     }
     key = jax.random.key(0)

@@ -18,7 +18,7 @@ from equiadapt_jax.training import objective, run
 from equiadapt_jax.training.build import build_model
 from equiadapt_jax.training.step import create_state, make_optimizer, make_step, place_batch
 from equiadapt_jax.training.workdir import read_config
-from tests.tiny_runs import SHIPPED, assert_same, command, leaves
+from tests.tiny_runs import SHIPPED, assert_same, command, leaves, shipped
 
 
 def per_image(path):
@@ -72,7 +72,9 @@ def test_a_run_leaves_what_it_did(finished):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in SHIPPED if p.stem != "digits_vit"], ids=lambda p: p.stem
+    "path",
+    [p for p in SHIPPED if p.stem != "digits_vit" and not shipped(p, "tiny").predictor.weights],
+    ids=lambda p: p.stem,
 )
 def test_every_configuration_runs(path, tiny, tmp_path):
     config = tiny(path.stem)

@@ -26,6 +26,11 @@ def command(*arguments, **environment):
 
 SHIPPED = sorted((ROOT / "configs").glob("*.py"))
 
+# The variants in full size of configurations that have several.
+VARIANTS = {
+    name: ["resnet50", "vit_b16"] for name in ("cifar10", "cifar100", "stl10", "imagenet2012")
+}
+
 
 def shipped(path: Path, variant: str = "") -> settings.Config:
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -1,4 +1,4 @@
-"""Open a dataset by name: digits, a folder of images, or anything TFDS has prepared."""
+"""Open a dataset by name: our own, or anything TFDS has prepared."""
 
 import contextlib
 import os
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+OWN = ("digits", "image_folder", "rotated_mnist")
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,25 @@ def open_dataset(
 ) -> Dataset:
     """Open the dataset `name`, whose prepared copy lies under `data_dir` (TFDS's own by default).
 
-    "digits" and "image_folder" (whose images lie at `root`) are prepared if they are not yet. Any
-    other name is TFDS's and must have been prepared as array_record: nothing is ever downloaded.
+    "digits", "image_folder" and "rotated_mnist" (the two whose files lie at `root`) are prepared if
+    they are not yet. Any other name is TFDS's and must have been prepared as array_record: nothing
+    is ever downloaded.
     FileNotFoundError if it is not there, ValueError if it is of no use here or TFDS knows no such
     name; both say what to do.
     """
     import tensorflow_datasets as tfds
 
     directory = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    if root and name != "image_folder":
-        raise ValueError(f"root={str(root)!r} is only for image_folder, not for {name}.")
+    if root and name not in ("image_folder", "rotated_mnist"):
+        raise ValueError(
+            f"root={str(root)!r} is only for image_folder and rotated_mnist, not for {name}."
+        )
     if name == "digits":
         return _describe(name, _prepare_digits(directory))
     if name == "image_folder":
         return _describe(name, _prepare_image_folder(root, directory))
+    if name == "rotated_mnist":
+        return _describe(name, _prepare_rotated_mnist(root, directory))
     return _describe(name, _find_prepared(name, directory))
 
 
@@ -80,6 +87,17 @@ def _prepare_image_folder(root: str | os.PathLike, directory: Path) -> Any:
         )
     path = directory / "image_folder" / fingerprint(root) / str(ImageFolder.VERSION)
     return _prepare(path, lambda: ImageFolder(root, data_dir=directory))
+
+
+def _prepare_rotated_mnist(root: str | os.PathLike, directory: Path) -> Any:
+    from equiadapt_jax.data.rotated_mnist import RotatedMnist, fingerprint
+
+    if not root:
+        raise ValueError(
+            "rotated_mnist needs root= (--config.data.root=), the folder of its two .amat files."
+        )
+    path = directory / "rotated_mnist" / fingerprint(root) / str(RotatedMnist.VERSION)
+    return _prepare(path, lambda: RotatedMnist(root, data_dir=directory))
 
 
 def _prepare(path: Path, make_builder: Callable[[], Any]) -> Any:
@@ -126,7 +144,7 @@ def check_known(name: str) -> None:
     """Raise ValueError, with the nearest names, if TFDS has no dataset called `name`."""
     import tensorflow_datasets as tfds
 
-    known = ["digits", "image_folder", *tfds.list_builders(with_community_datasets=False)]
+    known = [*OWN, *tfds.list_builders(with_community_datasets=False)]
     if _plain(name) not in known:
         near = get_close_matches(_plain(name), known) or ["digits", "image_folder"]
         raise ValueError(f"TFDS has no dataset {name!r}; did you mean {' or '.join(near)}?")

@@ -120,10 +120,15 @@ def fingerprint(root: str | os.PathLike) -> str:
     else:
         files = Files(path)
         facts = [(name, (path / name).stat()) for name in files.names if _is_image(name)]
-    digest = hashlib.sha256()
+    return digest(facts)
+
+
+def digest(facts: Iterable[tuple[str, os.stat_result]]) -> str:
+    """Return 16 hexadecimal digits that stand for files of these names, sizes and times."""
+    found = hashlib.sha256()
     for name, stat in facts:
-        digest.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
-    return digest.hexdigest()[:16]
+        found.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+    return found.hexdigest()[:16]
 
 
 def arrange(files: Files) -> dict[str, dict[str, str]]:

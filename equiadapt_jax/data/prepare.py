@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import sys
 
-from equiadapt_jax.data.datasets import check_known, open_dataset
+from equiadapt_jax.data.datasets import OWN, check_known, open_dataset
 
 
 def prepare(name: str, *, data_dir: str = "", root: str = "") -> None:
@@ -13,7 +13,7 @@ def prepare(name: str, *, data_dir: str = "", root: str = "") -> None:
     ValueError for an unknown name, RuntimeError if TensorFlow, which TFDS needs to encode most
     datasets, is missing.
     """
-    if name not in ("digits", "image_folder"):
+    if name not in OWN:
         check_known(name)
         _download(name, data_dir)
     dataset = open_dataset(name, data_dir=data_dir, root=root)
@@ -36,9 +36,11 @@ def _download(name: str, data_dir: str) -> None:
 def main() -> None:
     """Parse the command line and prepare the dataset; errors end it with one sentence."""
     parser = argparse.ArgumentParser(description="Prepare a dataset as array_record.")
-    parser.add_argument("name", help="digits, image_folder, or a name that TFDS knows")
+    parser.add_argument("name", help=f"{', '.join(OWN)}, or a name that TFDS knows")
     parser.add_argument("--data_dir", default="", help="where to write; TFDS's default if empty")
-    parser.add_argument("--root", default="", help="for image_folder: the folder or tar archive")
+    parser.add_argument(
+        "--root", default="", help="of image_folder and rotated_mnist: where the files lie"
+    )
     flags = parser.parse_args()
     try:
         prepare(flags.name, data_dir=flags.data_dir, root=flags.root)

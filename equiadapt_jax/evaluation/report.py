@@ -31,7 +31,7 @@ def table(metrics: Mapping[str, float], turns: tuple[str, ...], title: str) -> s
     rows += [(f"  turned {displayed_turn(turn)}", f"accuracy/{turn}") for turn in turns]
     rows += [("predictions changed", "changed_rate")]
     models = [model for model in ("vanilla", "adapted") if f"{model}/accuracy" in metrics]
-    if "adapted" in models:
+    if "adapted/pose_accuracy" in metrics:
         rows += [("pose right", "pose_accuracy")]
     width = max(len(name) for name, _ in rows)
     lines = [f"{'in %':{width}}" + "".join(f"  {model}" for model in models)]
@@ -59,7 +59,7 @@ def leave(
       directory: made if it does not exist.
       findings: of the evaluation.
       images: on which it was made.
-      group: whose elements the poses of the adapted model are.
+      group: whose elements the poses of the adapted model are, None where it has none.
       page: further arguments of `page.write_report`.
     """
     directory.mkdir(parents=True, exist_ok=True)

@@ -38,12 +38,17 @@ def turns_in_words(group: Group) -> str:
 
 
 def verdict(findings: Findings, group: Group | None) -> str:
-    """A few sentences with the numbers; `group` is what the adapted model knows, None without."""
+    """A few sentences with the numbers; `group` is what the adapted model knows.
+
+    It is None where there is no such model, or where it is a predictor that was fine-tuned.
+    """
     if len(findings.turns) == 1:
         return (
             f"Upright, {_models(findings, 'accuracy')}. No image was turned: choose a larger group."
         )
-    return _adapted_verdict(findings, group) if group is not None else _vanilla_verdict(findings)
+    if "adapted" in findings.outcomes:
+        return _adapted_verdict(findings, group)
+    return _vanilla_verdict(findings)
 
 
 def about_the_checkpoint(step: int, latest: int, steps: int) -> tuple[str, str]:
@@ -90,9 +95,11 @@ def _adapted_verdict(findings, group):
     moved = "falls" if over < upright - 0.0005 else "goes"
     return (
         f"Under {words}, the vanilla predictor {moved} from {percent(upright)} upright to "
-        f"{percent(over)} on average ({_worst(findings)}). The adapted model "
+        f"{percent(over)} on average ({_worst(findings)}). "
+        f"The {'adapted model' if group is not None else 'fine-tuned predictor'} "
         f"{_kept(findings)}; {_unchanged(findings, group)}. "
-        f"Upright, that is {_cost(metrics['adapted/accuracy'] - upright)}.{_at_random(metrics)}"
+        f"Upright, that is {_cost(metrics['adapted/accuracy'] - upright, group)}."
+        f"{_at_random(metrics)}"
     )
 
 
@@ -125,7 +132,7 @@ def _worst(findings):
 
 def _unchanged(findings, group):
     """How many predictions the exact elements of the model's group change, and all elements."""
-    known = {GroupTurns(group).labels[g] for g in group.lattice}
+    known = {GroupTurns(group).labels[g] for g in group.lattice} if group is not None else ()
     exact = [i for i, name in enumerate(findings.turns.labels) if name in known and i]
     prediction = findings.outcomes["adapted"].prediction
     over_all = percent(findings.metrics["adapted/changed_rate"])
@@ -139,11 +146,12 @@ def _unchanged(findings, group):
     return said if len(exact) == len(findings.turns) - 1 else f"{said}, over all turns {over_all}"
 
 
-def _cost(difference):
+def _cost(difference, group):
     size = f"{abs(100 * difference):.1f} points"
+    before = f"before {'adaptation' if group is not None else 'fine-tuning'}"
     if abs(difference) < 0.0005:
-        return "as good as before adaptation"
-    return f"{size} {'more' if difference > 0 else 'less'} than before adaptation"
+        return f"as good as {before}"
+    return f"{size} {'more' if difference > 0 else 'less'} than {before}"
 
 
 def _vanilla_verdict(findings):

@@ -11,7 +11,7 @@ import numpy as np
 
 from equiadapt_jax import groups, networks, predictors, priors
 from equiadapt_jax.adaptation import Adapted, adapt
-from equiadapt_jax.interface import from_linen
+from equiadapt_jax.interface import from_function, from_linen
 from equiadapt_jax.training.config import Config, Prior
 
 _SCORERS = {"group_conv": networks.GroupConvNet, "features": networks.FeatureScorer}
@@ -19,11 +19,15 @@ _PREDICTORS = {"vit": predictors.ViT, "resnet": predictors.ResNet}
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 # Set elsewhere in the settings, or by Flax.
 _NOT_OPTIONS = ("group", "num_classes", "dtype", "pad", "fill", "parent", "name")
-MODES = ("joint", "frozen", "prior")
+BASELINES = ("vanilla", "augmentation")  # the predictor alone
+MODES = ("joint", "frozen", "prior", *BASELINES)
 
 
 def build_model(config: Config, classes: int) -> Adapted:
-    """The model of a run for so many classes; ValueError for a setting that does not exist."""
+    """The model of a run for so many classes; ValueError for a setting that does not exist.
+
+    A baseline is the predictor behind the trivial group, which leaves images as they are.
+    """
     group = groups.from_name(config.group)
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
@@ -38,6 +42,15 @@ def build_model(config: Config, classes: int) -> Adapted:
         config.predictor.options, dtype=dtype,
     )  # fmt: skip
     mean, std = (m[0] if len(m) == 1 else m for m in (config.predictor.mean, config.predictor.std))
+    if mode in BASELINES:
+        return adapt(
+            groups.Cyclic(1),
+            from_function(_one_pose),
+            from_linen(predictor),
+            preprocess=predictors.Preprocess(mean=mean, std=std),
+            pad=config.adaptation.pad,
+            fill=config.adaptation.fill,
+        )
     return adapt(
         group,
         from_linen(scorer),
@@ -66,6 +79,10 @@ def _poses(averaging, group):
             f"top{group.order} for {group}."
         )
     return int(match[1])
+
+
+def _one_pose(params, images):
+    return jnp.zeros((images.shape[0], 1))
 
 
 def resolve(config: Config) -> Config:

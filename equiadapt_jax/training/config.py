@@ -24,8 +24,14 @@ def _setting(default: Any, meaning: str) -> Any:
 class Data:
     """Which images, and how they become squares of one size."""
 
-    name: str = _setting("digits", "digits, image_folder, or the name of a prepared TFDS dataset")
-    root: str = _setting("", "image_folder: the folder or tar with <split>/<class>/<image>")
+    name: str = _setting(
+        "digits", "digits, image_folder, rotated_mnist, or a prepared TFDS dataset"
+    )
+    root: str = _setting(
+        "",
+        "image_folder: the folder or tar with <split>/<class>/<image>; rotated_mnist: the folder "
+        "of its files",
+    )
     data_dir: str = _setting("", "where prepared copies lie; TFDS's own directory by default")
     size: int = _setting(24, "side in pixels to which images are brought; 0 leaves them alone")
     fit: str = _setting("pad", "how: pad (to a centred square), crop, stretch or none")
@@ -85,18 +91,24 @@ class Pretrain:
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
-    """Training of the scorer, with or without the predictor."""
+    """Training of the scorer, with or without the predictor; or of the predictor alone."""
 
-    mode: str = _setting("joint", "joint; frozen (predictor kept); prior (kept, and no labels)")
+    mode: str = _setting(
+        "joint",
+        "joint; frozen (predictor kept); prior (kept, and no labels); and to compare with, the "
+        "predictor alone on upright images (vanilla) or turned ones (augmentation)",
+    )
     steps: int = _setting(400, "optimisation steps")
     batch_size: int = _setting(64, "images per step, all devices together")
     scorer_learning_rate: float = _setting(3e-3, "peak")
-    predictor_learning_rate: float = _setting(3e-4, "peak; for joint training")
+    predictor_learning_rate: float = _setting(3e-4, "peak; where it is trained")
     prior_weight: float = _setting(100.0, "of the prior's loss beside the task's")
     method: str = _setting("straight_through", "weights: straight_through, gumbel or soft")
     temperature: float = _setting(1.0, "of the weights")
     turn_inputs: str = _setting(
-        "auto", "turn training inputs by any angle: yes, no, or auto: where the group interpolates"
+        "auto",
+        "turn training inputs by any angle: yes, no, or auto: where the group interpolates (but "
+        "augmentation by its elements)",
     )
     pad: str = _setting("edge", "what lies outside the image: edge or constant")
     fill: float = _setting(0.0, "its value for constant, in [0, 1]")
@@ -171,6 +183,15 @@ class Config:
     prior: Prior = dataclasses.field(default_factory=Prior)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     logging: Logging = dataclasses.field(default_factory=Logging)
+
+
+def chosen(name: str, variants: Mapping[str, Any], variant: str) -> Any:
+    """What a variant of the configuration `name` stands for; ValueError where there is none."""
+    if variant not in variants:
+        raise ValueError(
+            f"Unknown variant {variant!r} of {name}: there are {', '.join(map(repr, variants))}."
+        )
+    return variants[variant]
 
 
 def tiny(

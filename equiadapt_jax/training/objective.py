@@ -15,12 +15,33 @@ from equiadapt_jax.training.config import Augmentation
 Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
 
 
-def pretraining(model: Adapted, augmentation: Augmentation) -> Objective:
-    """The task's loss of the predictor alone, on upright images."""
+def pretraining(
+    model: Adapted,
+    augmentation: Augmentation,
+    turned_by: Group | None = None,
+    *,
+    any_angle: bool = False,
+) -> Objective:
+    """The task's loss of the predictor alone, on upright images.
+
+    With `turned_by` on images turned by random elements of that group, or with `any_angle` by
+    angles drawn from the whole circle (and mirrored or not, for D_n).
+    """
+
+    def turned(group, key, images):
+        if any_angle:
+            return turn(group, key, images, model.pad, model.fill)[0]
+        g = group.random(key, images.shape[:1])
+        return image_actions.act(group, g, images, pad=model.pad, fill=model.fill)
 
     def objective(params, state, batch, key):
         augment_key, dropout_key = jax.random.split(key)
-        images = augment(batch["image"], augment_key, augmentation)
+        if turned_by is None:
+            images = augment(batch["image"], augment_key, augmentation)
+        else:
+            augment_key, turn_key = jax.random.split(augment_key)
+            images = augment(batch["image"], augment_key, augmentation, angle=not any_angle)
+            images = turned(turned_by, turn_key, images)
         logits, state = model.predict(params, state, images, train=True, key=dropout_key)
         loss = _cross_entropy(logits, batch["label"])
         return loss, (state, {"loss": loss, "accuracy": _accuracy(logits, batch["label"])})

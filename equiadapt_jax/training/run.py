@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from equiadapt_jax import groups
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import (
     Dataset,
@@ -23,7 +24,13 @@ from equiadapt_jax.evaluation import GroupTurns, figures, make_evaluator
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.groups import Cyclic
 from equiadapt_jax.training import cache, objective
-from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
+from equiadapt_jax.training.build import (
+    BASELINES,
+    build_model,
+    build_prior,
+    resolve,
+    turns_inputs,
+)
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.config import Config, fingerprint
 from equiadapt_jax.training.digests import DamagedCheckpoint
@@ -89,7 +96,8 @@ def train(
         begun = workdir / "checkpoints"
         started = begun.is_dir() and bool(Checkpoints(begun, fingerprint).steps())
         predictor = None if started or start else _pretrain(run, workdir)
-        seconds = _adapt(run, workdir, fingerprint, predictor)
+        stage = _fine_tune if config.adaptation.mode in BASELINES else _adapt
+        seconds = stage(run, workdir, fingerprint, predictor)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     return {
         "scorer/parameters": sum(x.size for x in jax.tree.leaves(params["scorer"])),
@@ -140,6 +148,8 @@ def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None
 
     def everything(key, images):
         params, state = model.init(key, images)
+        if config.adaptation.mode in BASELINES:
+            return model.predict(params, state, images)
         (logits, canonical), _ = model.apply(params, state, images)
         return logits, build_prior(config.prior, model.group).loss(model.group, canonical.scores)
 
@@ -334,6 +344,42 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
         "batches": array_batches(train, batch_size=settings.batch_size, seed=config.seed),
         "validate": validation,
     }
+
+
+def _fine_tune(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
+    """Train the predictor alone, a baseline; returns the seconds it took."""
+    config, model, settings = run.config, run.model, run.config.adaptation
+    key = jax.random.key(config.seed)
+    params, state = model.init(key, jnp.zeros((1, *run.shape)), predictor=predictor)
+    title, turned_by = f"fine-tuning {config.predictor.name}", None
+    if settings.mode == "augmentation":
+        turned_by = groups.from_name(config.group)
+        title += f" on images turned by {turned_by}"
+    return _fit(
+        run, workdir, title, fingerprint=fingerprint, params=params, state=state,
+        objective=objective.pretraining(
+            model, config.augmentation, turned_by, any_angle=settings.turn_inputs == "yes"
+        ),
+        learning_rates={"predictor": settings.predictor_learning_rate}, steps=settings.steps,
+        batches=_training(run, settings.batch_size), validate=_validation_of_baseline(run),
+        key=jax.random.fold_in(key, 2),
+    )  # fmt: skip
+
+
+def _validation_of_baseline(run: _Run):
+    """By upright accuracy, or where images are turned in training by group accuracy."""
+    config, model = run.config, run.model
+    turns = GroupTurns(groups.from_name(config.group), model.pad, model.fill)
+    evaluate = make_evaluator(vanilla_prediction(model), turns)
+    best_by = "accuracy" if config.adaptation.mode == "vanilla" else "group_accuracy"
+
+    def validate(state):
+        batches = _evaluation(config, run.dataset, config.data.validation)
+        outcome = evaluate(state.params, state.state, run.stop.checked(batches))
+        found = figures(outcome, elements=False)
+        return {**found, "best_by": found[best_by]}
+
+    return validate
 
 
 def _fit(

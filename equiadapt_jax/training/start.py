@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from equiadapt_jax.adaptation import Adapted
+from equiadapt_jax.training.build import BASELINES
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.config import Config
 from equiadapt_jax.training.workdir import read_config, read_fingerprint
@@ -29,6 +30,11 @@ def read_start(
     place = config.adaptation.start
     if not place:
         return config, None
+    if config.adaptation.mode in BASELINES:
+        raise ValueError(
+            f"config.adaptation.start goes on with a scorer, which the mode "
+            f"{config.adaptation.mode} has not: leave it out."
+        )
     earlier, _ = read_config(place)
     different = [
         f"{name}: {_value(earlier, name)!r} there, {_value(config, name)!r} here"
