@@ -73,7 +73,8 @@ class Adapted:
     ) -> tuple[jax.Array, jax.Array]:
         """(features `(B, |G|, F)`, predictions `(B, |G|, …)`) of the predictor for every g⁻¹·x.
 
-        |G| passes of the predictor, as in inference, `chunk` poses at a time; no derivative.
+        |G| passes of the predictor, as in inference, `chunk` poses at a time. The predictor's
+        parameters get no gradient, the images do.
         """
         if self.features is None:
             raise ValueError("The scorer reads images: give `features` to adapt.")
@@ -81,17 +82,17 @@ class Adapted:
         predictor = jax.lax.stop_gradient((params["predictor"], state["predictor"]))
 
         def some(g):
-            turned = jax.vmap(lambda g: self._turned_back(g, images))(g)
+            # The batch stays in front, where devices share it.
+            turned = jax.vmap(lambda g: self._turned_back(g, images), out_axes=1)(g)
             y, maps = network(*predictor, self.prepare(turned.reshape(-1, *images.shape[1:])))
-            return jax.tree.map(lambda x: x.reshape(len(g), -1, *x.shape[1:]), (read(maps, y), y))
+            return jax.tree.map(lambda x: x.reshape(-1, len(g), *x.shape[1:]), (read(maps, y), y))
 
         elements, chunk = self.group.elements(), self.chunk or self.group.order
         if chunk == self.group.order:
-            seen = some(elements)
-        else:
-            seen = jax.lax.map(some, elements.reshape(-1, chunk))
-            seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-        return jax.lax.stop_gradient(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen))
+            return some(elements)
+        seen = jax.lax.map(some, elements.reshape(-1, chunk))
+        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])  # noqa: E731
+        return jax.tree.map(join, seen)
 
     def score(
         self,
@@ -112,24 +113,18 @@ class Adapted:
         self,
         scores: jax.Array,
         predictions: jax.Array,
-        *,
-        train: bool = False,
-        key: jax.Array | None = None,
+        weights: jax.Array | None = None,
     ) -> jax.Array:
         """The prediction from those for every pose, `(B, |G|, …)`, without another pass.
 
-        In inference the weighted average over the best poses; in training the sum with the weights
-        of `method`, whose derivative reaches the scores.
+        The average over the best poses, weighted by their scores; with weights `(B, |G|)`, those of
+        training, the sum with these, whose derivative reaches the scores.
         """
-        if train:
-            poses = jnp.broadcast_to(self.group.elements(), scores.shape)
-            weights = canonicalization.weights(
-                scores, method=self.method, temperature=self.temperature, key=key
+        if weights is None:
+            return averaging.combine(
+                *averaging.best(self.group, scores, poses=self.poses), predictions
             )
-        else:
-            poses, weights = averaging.best(
-                self.group, scores, poses=self.poses, temperature=self.temperature
-            )
+        poses = jnp.broadcast_to(self.group.elements(), scores.shape)
         return averaging.combine(poses, weights, predictions)
 
     def canonicalize(
@@ -188,8 +183,12 @@ class Adapted:
         """((prediction, canonical), state) for images `(B, S, S, C)` in [0, 1].
 
         Outside training the pose is the best one, the prediction that for it or the average over
-        the best `poses`, and nothing is random. Predictions that the scorer's features came with
-        are used again. One key serves the batch: dropout and Gumbel noise are drawn from it.
+        the best `poses` (`canonical` is then still of the best one), and nothing is random. One key
+        serves the batch: dropout and Gumbel noise are drawn from it.
+
+        Predictions that the scorer's features came with are used again; with a frozen predictor
+        also in training, where `canonical.weights` sum them: one-hot for hard weights, and for soft
+        ones a mixture of predictions where other scorers mix images.
         """
         scorer_key, predictor_key = (None, None) if key is None else jax.random.split(key)
         seen, known = images, None
@@ -197,7 +196,7 @@ class Adapted:
             seen, known = self.orbit_features(params, state, images)
         canonical, state = self._canonicalize(params, state, images, seen, train, scorer_key)
         if known is not None and (self.freeze_predictor or not train):
-            y = self.combine(canonical.scores, known, train=train, key=predictor_key)
+            y = self.combine(canonical.scores, known, canonical.weights if train else None)
         elif train or self.poses == 1:
             y, state = self.predict(params, state, canonical.inputs, train=train, key=predictor_key)
         else:
@@ -207,7 +206,6 @@ class Adapted:
                 images,
                 lambda x: self.predict(params, state, x)[0],
                 poses=self.poses,
-                temperature=self.temperature,
                 chunk=self.chunk,
                 **self._sampling,
             )

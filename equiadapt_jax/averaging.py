@@ -3,11 +3,13 @@
 A single pose loses all where the scorer errs, and jumps where two poses tie: no continuous choice
 of one pose exists for common groups (Dym et al. 2024, arXiv 2402.16077). Averaging the predictions
 for the k best poses, weighted by the softmax of their scores, costs k passes of the predictor and
-softens both; with equal scores it is group averaging (Puny et al. 2022, arXiv 2110.03336).
+softens the first; the second is gone where k is the order of the group. With equal scores that is
+group averaging (Puny et al. 2022, arXiv 2110.03336).
 
 Poses are added up from the best to the worst, so an input that is turned by an exact element, whose
-scores are the same numbers in other places, gives the same bits. Outputs are those that the group
-does not act on (the trivial representation). Pure functions; no networks, no state.
+scores are the same numbers in other places, gives the same bits, unless scores tie. Outputs are
+those that the group does not act on (the trivial representation). Pure functions; no networks, no
+state.
 """
 
 from collections.abc import Callable
@@ -63,13 +65,14 @@ def combine(poses: jax.Array, weights: jax.Array, outputs: jax.Array) -> jax.Arr
       outputs: y, `(B, |G|, ...)`, where `outputs[:, g]` is the prediction for g⁻¹·x.
 
     Returns:
-      `(B, ...)`, in the dtype of the outputs, added up in at least float32.
+      `(B, ...)`, in the dtype of the outputs, added up in at least float32. A pose of weight zero
+      adds nothing, whatever its output.
     """
     dtype = jnp.promote_types(outputs.dtype, jnp.float32)
     chosen = jax.vmap(lambda y, g: y[g])(outputs, poses).astype(dtype)
     total = jnp.zeros_like(chosen[:, 0])
     for j in range(poses.shape[1]):
-        total += _column(weights, j, total) * chosen[:, j]
+        total += _weigh(weights[:, j], chosen[:, j])
     return total.astype(outputs.dtype)
 
 
@@ -88,8 +91,8 @@ def weighted(
 ) -> jax.Array:
     """Σ_j w_j p(g_j⁻¹·x) over the k best poses g_j: k passes of the predictor p for each image.
 
-    With a `chunk` only the running sum and so many poses of the batch are in memory at a time,
-    however large the group; reverse-mode derivatives make each pass again instead of keeping it.
+    With a `chunk` below k only the running sum and so many poses of the batch are in memory at a
+    time, however large the group; reverse-mode derivatives then make each pass again.
 
     Args:
       group: the group.
@@ -124,24 +127,25 @@ def weighted(
         g = group.inverse(g)
         return image_actions.act(group, g, images, pad=pad, fill=fill, interpolation=interpolation)
 
-    @jax.checkpoint
     def add(total, part):
-        g, w = part  # (chunk, B)
-        canonical = jax.vmap(canonicalize)(g).reshape(-1, *images.shape[1:])
-        outputs = predict(canonical)
-        outputs = outputs.reshape(chunk, -1, *outputs.shape[1:]).astype(total.dtype)
+        g, w = part  # (B, chunk); the batch stays in front, where devices share it
+        canonical = jax.vmap(canonicalize, in_axes=1, out_axes=1)(g)
+        outputs = predict(canonical.reshape(-1, *images.shape[1:]))
+        outputs = outputs.reshape(-1, chunk, *outputs.shape[1:]).astype(total.dtype)
         for j in range(chunk):
-            total += _column(w.T, j, total) * outputs[j]
+            total += _weigh(w[:, j], outputs[:, j])
         return total, None
 
     output = jax.eval_shape(predict, images)
     total = jnp.zeros(output.shape, jnp.promote_types(output.dtype, jnp.float32))
-    parts = jax.tree.map(lambda x: x.T.reshape(-1, chunk, x.shape[0]), (elements, weights))
     if chunk == k:
-        return add(total, jax.tree.map(lambda x: x[0], parts))[0].astype(output.dtype)
-    return jax.lax.scan(add, total, parts)[0].astype(output.dtype)
+        return add(total, (elements, weights))[0].astype(output.dtype)
+    parts = [jnp.moveaxis(x.reshape(x.shape[0], -1, chunk), 1, 0) for x in (elements, weights)]
+    return jax.lax.scan(jax.checkpoint(add), total, tuple(parts))[0].astype(output.dtype)
 
 
-def _column(weights, j, like):
-    """The weights of one pose, `(B,)`, with the axes of the outputs behind it."""
-    return weights[:, j].reshape(-1, *[1] * (like.ndim - 1)).astype(like.dtype)
+def _weigh(weight, output):
+    """Weight × output for each row; where the weight is zero, 0 · ∞ is left out."""
+    weight = weight.reshape(-1, *[1] * (output.ndim - 1)).astype(output.dtype)
+    # The product's own derivative stays: a pose of weight zero still tells its score.
+    return weight * jnp.where(weight == 0, jnp.nan_to_num(output), output)

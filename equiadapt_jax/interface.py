@@ -31,7 +31,7 @@ def from_linen(module) -> Network:
 
     `train` is passed on as whichever of `train`, `training`, `deterministic` or
     `use_running_average` the module's `__call__` takes. Every collection but "params" is state.
-    Features are what the module sows into "intermediates", in the order of their names.
+    Features are what the module sows into the collection "features", in the order of their names.
     """
     mode = _training_argument(type(module).__call__)
 
@@ -39,6 +39,7 @@ def from_linen(module) -> Network:
         params_key, dropout_key = jax.random.split(key)
         variables = module.init({"params": params_key, "dropout": dropout_key}, x, **mode(False))
         variables = dict(flax.core.unfreeze(variables))
+        variables.pop("features", None)
         return variables.pop("params", {}), variables
 
     def apply(params, state, x, *, train=False, key=None):
@@ -57,12 +58,12 @@ def from_linen(module) -> Network:
 
     def features(params, state, x):
         variables = {"params": params, **state}
-        y, sown = module.apply(variables, x, mutable=["intermediates"], **mode(False))
-        maps = tuple(jax.tree.leaves(sown.get("intermediates", {})))
+        y, sown = module.apply(variables, x, mutable=["features"], **mode(False))
+        maps = tuple(jax.tree.leaves(sown.get("features", {})))
         if not maps:
             raise ValueError(
                 f"{type(module).__name__} tells no features: let it sow feature maps into "
-                "'intermediates', or give Network(init, apply, features) yourself."
+                "'features', or give Network(init, apply, features) yourself."
             )
         return y, maps
 

@@ -155,6 +155,7 @@ def evaluate(
     if pictures:
         leave(
             Path(pictures), findings, images, group=None if baseline else model.group,
+            interpolation=model.interpolation,
             name=Path(workdir).name,
             facts=_training_facts(workdir) | circumstances(command) | more | {
                 "seed": str(config.seed),

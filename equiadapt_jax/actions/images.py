@@ -8,8 +8,8 @@ resampled once. Sampling coordinates are never computed in less than float32.
 
 `interpolation="linear"` reads 2×2 pixels. "cubic" reads 4×4 by Keys' kernel with a = −0.75 (Keys
 1981, DOI 10.1109/TASSP.1981.1163711; the value of PyTorch and OpenCV): it blurs less, which shows
-where an image is resampled twice, costs about four times the reads, and may leave the range of the
-image by a few percent.
+where an image is resampled twice, and costs four times the reads. It is not clipped: beside an edge
+it leaves the range of the image by up to a seventh of the step there.
 
 What lies outside the image continues the edge (`pad="edge"`) or is `fill` (`pad="constant"`); no
 padded image is ever made. All functions are pure, and work under jit, vmap and grad.

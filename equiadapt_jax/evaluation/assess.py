@@ -177,7 +177,11 @@ class Pictures:
 
 
 def picture(
-    findings: Findings, images: Images, chosen: Sequence[tuple[int, int]], group: Group | None
+    findings: Findings,
+    images: Images,
+    chosen: Sequence[tuple[int, int]],
+    group: Group | None,
+    interpolation: str = "linear",
 ) -> Pictures | None:
     """The images of these (image, turn), canonicalized by the poses found, elements of `group`.
 
@@ -193,7 +197,7 @@ def picture(
     if group is not None:
         pose = jnp.asarray(findings.outcomes["adapted"].pose[image, turn])
         canonical = canonicalization.canonicalize(
-            group, pose, turned, pad=turns.pad, fill=turns.fill
+            group, pose, turned, pad=turns.pad, fill=turns.fill, interpolation=interpolation
         )
     return Pictures(image, turn, upright, *jax.device_get((turned, canonical)))
 

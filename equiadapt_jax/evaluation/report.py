@@ -49,6 +49,7 @@ def leave(
     images: Images,
     *,
     group: Group | None = None,
+    interpolation: str = "linear",
     **page: Any,
 ) -> None:
     """Write per_image.csv, the pictures and report.html to a directory.
@@ -60,6 +61,7 @@ def leave(
       findings: of the evaluation.
       images: on which it was made.
       group: whose elements the poses of the adapted model are, None where it has none.
+      interpolation: of its canonicalization.
       page: further arguments of `page.write_report`.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -74,9 +76,13 @@ def leave(
         shown = {"broken": picture(findings, images, broken_images(findings, SUSPECTS), None)}
     else:
         written |= {"pose_histogram.png", "canonicalization.png"}
+        chosen = {
+            "pictures": first_images(findings, PICTURED),
+            "wrong_poses": wrong_poses(findings, SUSPECTS, group),
+        }
         shown = {
-            "pictures": picture(findings, images, first_images(findings, PICTURED), group),
-            "wrong_poses": picture(findings, images, wrong_poses(findings, SUSPECTS, group), group),
+            name: picture(findings, images, which, group, interpolation)
+            for name, which in chosen.items()
         }
         plots.pose_histogram(directory / "pose_histogram.png", findings.outcomes["adapted"], poses)
         _plot_pictures(directory / "canonicalization.png", findings, shown["pictures"], poses)

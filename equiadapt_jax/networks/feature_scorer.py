@@ -71,6 +71,10 @@ class FeatureScorer(nn.Module):
                 f"FeatureScorer takes features (B, {self.group.order}, F), one row for an element "
                 f"of {self.group}: got {features.shape}."
             )
+        if train and self.dropout and not self.has_rng("dropout"):
+            raise ValueError(
+                f"dropout={self.dropout} needs a key in training: pass key=jax.random.key(...)."
+            )
         drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
         x = self._layer("hidden", drop(features))
         order = np.arange(self.group.order)

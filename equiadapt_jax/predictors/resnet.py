@@ -63,7 +63,7 @@ class ResNet(nn.Module):
     widest of images and parameters. `bn_momentum` is the share of the old statistics that stays
     (PyTorch counts the other share); the running variance is the unbiased one, as PyTorch's.
 
-    The output of each stage is sown into "intermediates", for scorers that read features.
+    The output of each stage is sown into the collection "features", for scorers that read features.
 
     Raises ValueError for an unknown `block`, `stem` or `shortcut`, for images of the wrong rank,
     type or number of channels, and in training for a batch that leaves one value to a channel.
@@ -112,7 +112,8 @@ class ResNet(nn.Module):
         for stage, size in enumerate(self.stage_sizes):
             for i in range(size):
                 x = self._block(stage, i)(x, train)
-            self.sow("intermediates", f"layer{stage + 1}", x)
+            if not self.is_initializing():
+                self.sow("features", f"layer{stage + 1}", x)
         x = at_least_float32(x).mean(axis=(1, 2))
         if not self.num_classes:
             return x

@@ -22,7 +22,6 @@ _SIZES = {
 }
 
 _init = nn.initializers.truncated_normal(0.02)
-_SOWN = "intermediates"
 
 
 class ViT(nn.Module):
@@ -48,8 +47,8 @@ class ViT(nn.Module):
     embedding, the attention's projection and both layers of each perceptron, in training only and
     then from the key `rngs={"dropout": key}`.
 
-    The patch tokens after every depth // 3 blocks are sown into "intermediates" as feature maps,
-    for scorers that read features.
+    The patch tokens after one, two and three thirds of the blocks are sown into the collection
+    "features" as maps, for scorers that read features.
 
     Parameters are float32. `dtype` is what the layers compute in; None follows the widest of images
     and parameters. Normalization statistics and softmax are in at least float32, GELU is exact.
@@ -114,6 +113,7 @@ class ViT(nn.Module):
         x = self._embed(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         mlp_dim = self.mlp_dim or 4 * self.width
+        thirds = {round((k + 1) * self.depth / 3) - 1 for k in range(3)}
         for i in range(self.depth):
             block = _Block(
                 self.heads,
@@ -125,8 +125,8 @@ class ViT(nn.Module):
                 name=f"blocks_{i}",
             )
             x = block(x, train)
-            if (i + 1) % max(self.depth // 3, 1) == 0 and self.is_mutable_collection(_SOWN):
-                self.sow(_SOWN, f"patches_{i}", self._as_map(x, height, width))
+            if i in thirds and not self.is_initializing():
+                self.sow("features", f"patches_{i:02d}", self._as_map(x, height, width))
         x = self._pool(at_least_float32(x))
         if not self.num_classes:
             return x

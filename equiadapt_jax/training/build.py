@@ -64,7 +64,7 @@ def build_model(config: Config, classes: int) -> Adapted:
         interpolation=config.adaptation.interpolation,
         features=None if images else scorer.read,
         poses=_poses(config.averaging, group),
-        chunk=config.chunk or None,
+        chunk=_chunk(config, group),
     )
 
 
@@ -79,6 +79,18 @@ def _poses(averaging, group):
             f"top{group.order} for {group}."
         )
     return int(match[1])
+
+
+def _chunk(config, group):
+    """How many poses share a pass; None for all."""
+    poses = group.order if config.scorer.name == "features" else _poses(config.averaging, group)
+    seen = group.order if poses is None else poses
+    if config.chunk < 0 or (config.chunk and seen % config.chunk):
+        raise ValueError(
+            f"config.chunk is {config.chunk}: choose a divisor of the {seen} poses that the "
+            "predictor sees, or 0 for all of them."
+        )
+    return config.chunk or None
 
 
 def _one_pose(params, images):

@@ -253,7 +253,7 @@ def _freeze(value):
 # Images and weights are known by their content, not by their place.
 _WITHOUT_EFFECT = (
     "name", "data.root", "data.data_dir", "adaptation.start", "predictor.weights",
-    "pretrain.directory", "logging.every", "logging.tensorboard", "logging.wandb",
+    "pretrain.directory", "chunk", "logging.every", "logging.tensorboard", "logging.wandb",
 )  # fmt: skip
 
 

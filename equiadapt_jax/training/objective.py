@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from equiadapt_jax import canonicalization
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.groups import Group
@@ -58,7 +59,9 @@ def adaptation(
     turn_inputs: bool,
     labels: bool = True,
 ) -> Objective:
-    """Task + prior_weight × prior; without labels the prior alone, and no predictor pass.
+    """Task + prior_weight × prior; without labels the prior alone.
+
+    Then the predictor is not called, unless the scorer reads its features.
 
     With `turn_inputs` every image is first turned by an angle drawn from the whole circle (and
     mirrored or not, for D_n), and the prior shifted by the nearest element: otherwise a scorer
@@ -107,12 +110,15 @@ def adaptation_from_features(
         scores, state = model.score(params, state, features, train=True, key=dropout_key)
         loss = prior_loss = prior.loss(model.group, scores, applied=batch["applied"])
         found = {}
+        weights = canonicalization.weights(
+            scores, method=model.method, temperature=model.temperature, key=noise_key
+        )
         if labels:
-            logits = model.combine(scores, batch["predictions"], train=True, key=noise_key)
+            logits = model.combine(scores, batch["predictions"], weights)
             task = _cross_entropy(logits, batch["label"])
             loss = task + prior_weight * prior_loss
             found = {"task_loss": task, "accuracy": _accuracy(logits, batch["label"])}
-        pose = jnp.argmax(scores, -1)
+        pose = jnp.argmax(scores if model.method == "soft" else weights, -1)
         found |= _pose_metrics(model.group, prior, prior_loss, pose, batch["applied"])
         return loss, (state, {"loss": loss, **found})
 
