@@ -81,16 +81,17 @@ class Adapted:
         network, read = self.predictor.features, self.features
         predictor = jax.lax.stop_gradient((params["predictor"], state["predictor"]))
 
-        def some(g):
+        def some(elements):
             # The batch stays in front, where devices share it.
-            turned = jax.vmap(lambda g: self._turned_back(g, images), out_axes=1)(g)
+            turned = jnp.stack([self._turned_back(g, images) for g in elements], 1)
             y, maps = network(*predictor, self.prepare(turned.reshape(-1, *images.shape[1:])))
-            return jax.tree.map(lambda x: x.reshape(-1, len(g), *x.shape[1:]), (read(maps, y), y))
+            split = lambda x: x.reshape(images.shape[0], -1, *x.shape[1:])  # noqa: E731
+            return jax.tree.map(split, (read(maps, y), y))
 
-        elements, chunk = self.group.elements(), self.chunk or self.group.order
+        chunk = self.chunk or self.group.order
         if chunk == self.group.order:
-            return some(elements)
-        seen = jax.lax.map(some, elements.reshape(-1, chunk))
+            return some(range(chunk))  # known elements, so that exact ones are only moves
+        seen = jax.lax.map(some, self.group.elements().reshape(-1, chunk))
         join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])  # noqa: E731
         return jax.tree.map(join, seen)
 
