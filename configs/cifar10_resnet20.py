@@ -36,7 +36,6 @@ def get_config(variant: str = "") -> ConfigDict:
             std=(0.229, 0.224, 0.225),
         ),
         scorer=settings.Scorer(name="features", options={"grid": 4, "hidden": 192, "dropout": 0.3}),
-        augmentation=settings.Augmentation(mirror=True),
         pretrain=settings.Pretrain(steps=0),
         adaptation=settings.Adaptation(
             mode="prior", steps=3000, batch_size=128, scorer_learning_rate=1e-3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import grain
 import jax
@@ -10,12 +11,14 @@ import pytest
 
 import equiadapt_jax as ea
 from equiadapt_jax.data import array_batches
-from equiadapt_jax.groups import Cyclic
-from equiadapt_jax.training import cache, run
+from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.training import cache, objective, run
 from equiadapt_jax.training import config as settings
 from tests.test_feature_scorer import model, noise
 from tests.test_resume import interrupt
 from tests.tiny_runs import assert_same
+
+KEY = jax.random.key(0)
 
 
 def batches(images, size):
@@ -84,10 +87,10 @@ def test_validation_counts_what_the_model_does():
     x = noise(7, 8, 8, 3)
     kept = cache.make(made, params, state, batches(x, 4), 7, key=jax.random.key(0))
     kept["applied"] = np.arange(7, dtype=np.int32) % 4
-    found = cache.make_validation(made, kept, (0,), 3)(params, state)
+    pose, accuracy = cache.make_validation(made, kept, (0,), 3)(params, state)
     (logits, canonical), _ = made.apply(params, state, x)
-    assert found["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == kept["label"]))
-    assert found["pose_accuracy"] == pytest.approx(np.mean(canonical.pose == kept["applied"]))
+    assert accuracy == pytest.approx(np.mean(logits.argmax(-1) == kept["label"]))
+    assert pose == pytest.approx(np.mean(canonical.pose == kept["applied"]))
 
 
 def test_batches_of_arrays_go_through_all_rows_and_continue_where_they_stood():
@@ -133,14 +136,23 @@ def done(tiny, tmp_path_factory):
     return workdir
 
 
-def test_a_run_on_features_kept_resumes_to_the_bit(done, tiny, tmp_path, monkeypatch):
+def test_a_run_on_features_kept_resumes_to_the_bit(tiny, tmp_path, monkeypatch):
+    """With turned, mirrored and shifted versions, so that all that is random has to repeat."""
+    config = dataclasses.replace(
+        reading(tiny, variants=2),
+        group="dihedral3",
+        augmentation=settings.Augmentation(shift=0.1, mirror=True),
+        prior=settings.Prior(name="mirror"),
+    )
+    run.train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt(patch, after=1)
         with pytest.raises(KeyboardInterrupt):
-            run.train(reading(tiny), tmp_path / "run")
-    run.train(reading(tiny), tmp_path / "run", resume=True)
-    assert_same(ea.load(tmp_path / "run", step=2)[:2], ea.load(done, step=2)[:2])
-    lines = [(path / "metrics.jsonl").read_text() for path in (tmp_path / "run", done)]
+            run.train(config, tmp_path / "run")
+    run.train(config, tmp_path / "run", resume=True)
+    both = tmp_path / "run", tmp_path / "whole"
+    assert_same(*(ea.load(path, step=2)[:2] for path in both))
+    lines = [(path / "metrics.jsonl").read_text() for path in both]
     assert lines[0] == lines[1]
     assert "validation/pose_accuracy" in json.loads(lines[0].splitlines()[-1])
 
@@ -170,8 +182,62 @@ def test_a_run_goes_on_from_another_one(done, tiny, tmp_path):
     params = ea.load(tmp_path / "run", step=2)[0]
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), best, params)
     assert min(max(jax.tree.leaves(moved[name])) for name in moved) > 0
+    with pytest.raises(ValueError, match="trained its predictor, by the mode joint"):
+        run.train(reading(tiny, start=str(tmp_path / "run")), tmp_path / "third")
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert "step" in kept["settings"]["adaptation"]["start_mark"]
+
+
+def test_a_run_that_went_on_is_resumed_without_the_one_it_started_from(
+    done, tiny, tmp_path, monkeypatch
+):
+    start = tmp_path / "start"
+    shutil.copytree(done, start)
+    config = reading(tiny, mode="frozen", start=str(start))
+    run.train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=1)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(config, tmp_path / "run")
+    shutil.rmtree(start)
+    run.train(config, tmp_path / "run", resume=True)
+    assert_same(*(ea.load(tmp_path / name, step=2)[:2] for name in ("run", "whole")))
+
+
+def one_step(model, objective, params, state, batch):
+    loss = lambda scorer: objective({**params, "scorer": scorer}, state, batch, KEY)  # noqa: E731
+    (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(params["scorer"])
+    return value, gradient
+
+
+@pytest.mark.parametrize("method", ["straight_through", "soft"])
+def test_training_on_features_kept_is_training_on_images(method):
+    """Loss and gradient agree; without dropout, and up to the half precision of features."""
+    group = Dihedral(4)
+    prior = ea.priors.Categorical((0.5, 0, 0, 0, 0.5, 0, 0, 0))
+    made, params, state = model(group, method=method, dropout=0.0)
+    x = noise(6, 8, 8, 3)
+    kept = cache.make(made, params, state, batches(x, 6), 6, key=KEY)
+    labels = kept["label"]
+    none = settings.Augmentation()
+    on_images = objective.adaptation(
+        made, prior, prior_weight=2.0, augmentation=none, turn_inputs=False
+    )
+    on_features = objective.adaptation_from_features(made, prior, prior_weight=2.0)
+    one = one_step(made, on_images, params, state, {"image": x, "label": labels})
+    other = one_step(made, on_features, params, state, kept)
+    assert one[0] == pytest.approx(other[0], rel=2e-3)
+    scale = max(float(abs(g).max()) for g in jax.tree.leaves(one[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2 * scale), one[1], other[1])
+
+
+def test_sampled_poses_weigh_the_predictions_that_are_given():
+    made, params, state = model(Cyclic(4), method="gumbel", dropout=0.0)
+    x = noise(16, 8, 8, 3)
+    (logits, canonical), _ = made.apply(params, state, x, train=True, key=KEY)
+    _, predictions = made.orbit_features(params, state, x)
+    np.testing.assert_allclose(logits, predictions[np.arange(16), canonical.pose], atol=1e-5)
+    assert (canonical.pose != canonical.scores.argmax(-1)).any()
 
 
 def test_a_start_with_other_networks_is_refused(done, tiny, tmp_path):

@@ -25,7 +25,7 @@ def noise(*shape, dtype=np.float32, seed=0):
 
 def model(group, module=ResNet, seed=0, **options):
     """(model, params, state) with a frozen predictor whose head the scorer reads."""
-    scorer = FeatureScorer(group, grid=2, hidden=6)
+    scorer = FeatureScorer(group, grid=2, hidden=6, dropout=options.pop("dropout", 0.3))
     options = {"freeze_predictor": True, "poses": None, **options}
     made = ea.adapt(
         group, ea.from_linen(scorer), ea.from_linen(module(3)), features=scorer.read, **options

@@ -65,8 +65,8 @@ def about_the_checkpoint(step: int, latest: int, steps: int) -> tuple[str, str]:
         caveat.append(f"This run is unfinished: its latest checkpoint is step {latest} of {steps}.")
     if step == 0:
         caveat.append(
-            "Its best checkpoint is step 0, before any training: what is called adapted here is "
-            "the vanilla predictor behind a scorer that has learned nothing."
+            "Its best checkpoint is step 0, before any training of its own: what is called adapted "
+            "here is the vanilla predictor behind the scorer that the run started with."
         )
     return f"{fact}; vanilla is step 0", " ".join(caveat)
 

@@ -59,7 +59,7 @@ def make(
     """
 
     @jax.jit
-    def look(images, variant, first):
+    def look(networks, images, variant, first):
         augment_key, turn_key = jax.random.split(
             jax.random.fold_in(jax.random.fold_in(key, variant), first)
         )
@@ -71,29 +71,33 @@ def make(
         applied = jnp.zeros(images.shape[0], jnp.int32)
         if turn_inputs:
             images, applied = turn(model.group, turn_key, images, model.pad, model.fill)
-        features, predictions = model.orbit_features(params, state, images)
+        features, predictions = model.orbit_features(*networks, images)
         return features.astype(jnp.float16), predictions.astype(jnp.float32), applied
 
+    # Arguments of the compiled function, in which they would otherwise be constants.
+    networks = tuple({"predictor": tree["predictor"]} for tree in (params, state))
     kept: Arrays = {}
     first = 0
     for batch in batches:
         mask = batch["mask"]
         rows = slice(first, first + int(mask.sum()))
         for variant in range(variants):
-            seen = look(jnp.asarray(batch["image"]), np.int32(variant), np.int32(first))
+            seen = look(networks, jnp.asarray(batch["image"]), np.int32(variant), np.int32(first))
             made = (*jax.device_get(seen), batch["label"])
             for name, values in zip(_NAMES, made, strict=True):
                 if name not in kept:
                     kept[name] = np.empty((variants, count, *values.shape[1:]), values.dtype)
                 kept[name][variant, rows] = values[mask]
         first = rows.stop
+    if first != count:
+        raise ValueError(f"The batches hold {first} images, not {count}: give their number.")
     return {name: values.reshape(-1, *values.shape[2:]) for name, values in kept.items()}
 
 
 def make_validation(
     model: Adapted, arrays: Arrays, modes: tuple[int, ...], batch_size: int
-) -> Callable[[Any, Any], dict[str, float]]:
-    """`validate(params, state)`: accuracy and pose accuracy on kept features of held-out images."""
+) -> Callable[[Any, Any], tuple[float, float]]:
+    """`validate(params, state) -> (pose accuracy, accuracy)` on features of held-out images."""
 
     @jax.jit
     def look(params, state, features, predictions, label, applied):
@@ -111,7 +115,7 @@ def make_validation(
         accuracy, pose = (
             float(np.concatenate(column).mean()) for column in zip(*seen, strict=True)
         )
-        return {"accuracy": accuracy, "pose_accuracy": pose}
+        return pose, accuracy
 
     return validate
 

@@ -32,7 +32,7 @@ from equiadapt_jax.training.build import (
     turns_inputs,
 )
 from equiadapt_jax.training.checkpoints import Checkpoints
-from equiadapt_jax.training.config import Config, fingerprint
+from equiadapt_jax.training.config import Augmentation, Config, fingerprint
 from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.logging import MetricsLog
 from equiadapt_jax.training.loop import Stop, Stopped, fit, progress
@@ -89,7 +89,7 @@ def train(
     model = build_model(config, len(dataset.classes))
     _check_model(config, model, shape)
     facts = describe(dataset, shape)
-    config, start = read_start(config, model, shape)
+    config, start = read_start(config, model, facts, workdir, resume=resume)
     run = _Run(config, model, dataset, shape, weights, start, stop or Stop())
     with only_one(workdir):
         fingerprint = open_workdir(config, facts, workdir, resume=resume, overwrite=overwrite)
@@ -121,6 +121,7 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
         "logging.every": config.logging.every,
         "logging.evaluate_every": config.logging.evaluate_every,
         "adaptation.steps": config.adaptation.steps,
+        "adaptation.variants": config.adaptation.variants,
         "evaluation_batch_size": config.evaluation_batch_size,
         **batch_sizes,
     }
@@ -295,8 +296,8 @@ def _keeps_features(run: _Run, params, state) -> bool:
     settings, model = run.config.adaptation, run.model
     if model.features is None or not model.freeze_predictor:
         return False
-    splits = {run.config.data.train: settings.variants, run.config.data.validation: 1}
-    rows = sum(len(run.dataset.source(split)) * n for split, n in splits.items())
+    splits = ((run.config.data.train, settings.variants), (run.config.data.validation, 1))
+    rows = sum(len(run.dataset.source(split)) * versions for split, versions in splits)
     gigabytes = cache.size(model, params, state, run.shape, rows) / 1e9
     if gigabytes <= settings.cache_gigabytes:
         return True
@@ -312,17 +313,26 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
     """Objective, batches and validation on features made beforehand."""
     config, model, settings = run.config, run.model, run.config.adaptation
     prior, key = build_prior(config.prior, model.group), jax.random.key(config.seed)
+    turned = turns_inputs(config)
+    if settings.variants == 1 and config.augmentation != Augmentation():
+        print(
+            "Features are made of the images as they are: config.augmentation takes effect with "
+            "config.adaptation.variants above 1."
+        )
 
     def make(split, number, **how):
         images = len(run.dataset.source(split))
         total = -(-images // config.evaluation_batch_size)
         batches = run.stop.checked(_evaluation(config, run.dataset, split))
         title = f"features of {images} images in {model.group.order} poses"
-        with run.stop.heeded():
-            return cache.make(
-                model, params, state, progress(title, batches, total), images,
-                key=jax.random.fold_in(key, number), turn_inputs=turns_inputs(config), **how,
-            )  # fmt: skip
+        try:
+            with run.stop.heeded():
+                return cache.make(
+                    model, params, state, progress(title, batches, total), images,
+                    key=jax.random.fold_in(key, number), turn_inputs=turned, **how,
+                )  # fmt: skip
+        except Stopped:
+            raise Stopped(f"Stopped while making {title}, of which nothing is kept.") from None
 
     train = make(config.data.train, 3, variants=settings.variants, augmentation=config.augmentation)
     validate = cache.make_validation(
@@ -331,11 +341,14 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
     labels = settings.mode != "prior"
 
     def validation(state):
-        found = validate(state.params, state.state)
-        if not labels:
-            del found["accuracy"]
-        # The predictor was often trained on the very images that are held out here.
-        return {**found, "best_by": found["pose_accuracy"]}
+        pose, accuracy = validate(state.params, state.state)
+        found = {"pose_accuracy": pose}
+        if labels:
+            found["random_accuracy" if turned else "group_accuracy"] = accuracy
+        # By the pose, because the predictor was often trained on the very images held out here;
+        # but where all poses are as likely, none is wrong.
+        all_right = labels and len(prior.modes) == model.group.order
+        return {**found, "best_by": accuracy if all_right else pose}
 
     return {
         "objective": objective.adaptation_from_features(
