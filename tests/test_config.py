@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from equiadapt_jax.networks import GroupConvNet
-from equiadapt_jax.predictors import ResNet, ViT
+from equiadapt_jax.training import build, objective
 from equiadapt_jax.training import config as settings
-from equiadapt_jax.training import objective
 from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
 from equiadapt_jax.training.explain import explain
 from tests.tiny_runs import SHIPPED, VARIANTS, shipped
@@ -121,9 +119,9 @@ def test_resolved_settings_build_the_same_and_survive_json(path):
         jax.eval_shape(build_model(c, 10).init, jax.random.key(0), images) for c in (config, again)
     ]
     assert shapes[0] == shapes[1]
-    for role, cls in (("scorer", GroupConvNet), ("predictor", {"vit": ViT, "resnet": ResNet})):
-        cls = cls[config.predictor.name] if role == "predictor" else cls
-        fields = {field.name for field in dataclasses.fields(cls)}
+    for role in ("scorer", "predictor"):
+        network = build._network(role, getattr(config, role).name)
+        fields = {field.name for field in dataclasses.fields(network)}
         given_elsewhere = {"group", "num_classes", "dtype", "pad", "fill", "parent", "name"}
         assert set(getattr(again, role).options) == fields - given_elsewhere
 
