@@ -67,8 +67,8 @@ def main() -> None:
             output or runs.evaluation_directory(workdir, _GROUP.value, _SPLIT.value, _ROOT.value)
         )
         metrics, table = runs.evaluate(
-            workdir, group=_GROUP.value, root=_ROOT.value, finetuned=_FINETUNED.value,
-            pictures=directory, **shared,
+            workdir, group=_GROUP.value, root=_ROOT.value,
+            finetuned=os.path.expanduser(_FINETUNED.value), pictures=directory, **shared,
         )  # fmt: skip
     runs.write_metrics(directory / "metrics.json", metrics)
     left = ", ".join(sorted(path.name for path in directory.iterdir()))

@@ -146,7 +146,7 @@ PUBLIC = {
     "adaptation.Adapted.predict": "self, params, state, images, *, train=, key=",
     "adaptation.Adapted.orbit_features": "self, params, state, images",
     "adaptation.Adapted.score": "self, params, state, seen, *, train=, key=",
-    "adaptation.Adapted.combine": "self, scores, predictions, *, train=, key=",
+    "adaptation.Adapted.combine": "self, scores, predictions, weights=",
 }
 
 

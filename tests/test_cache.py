@@ -226,7 +226,7 @@ def test_training_on_features_kept_is_training_on_images(method):
     on_features = objective.adaptation_from_features(made, prior, prior_weight=2.0)
     one = one_step(made, on_images, params, state, {"image": x, "label": labels})
     other = one_step(made, on_features, params, state, kept)
-    assert one[0] == pytest.approx(other[0], rel=2e-3)
+    assert float(one[0]) == pytest.approx(float(other[0]), rel=2e-3)
     scale = max(float(abs(g).max()) for g in jax.tree.leaves(one[1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2 * scale), one[1], other[1])
 

@@ -217,7 +217,7 @@ def test_published_weights_on_real_images(places, tmp_path):
         config,
         data=dataclasses.replace(
             config.data, root=str(root), data_dir=str(places["data"]),
-            validation="train[:50%]", test="test",
+            train="train", validation="train[:50%]", test="test",
         ),
         predictor=dataclasses.replace(
             config.predictor, weights=str(SHARED / "weights" / "cifar10_resnet20.safetensors")

@@ -267,12 +267,14 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
     rates = {"scorer": settings.scorer_learning_rate}
     if settings.mode == "joint":
         rates["predictor"] = settings.predictor_learning_rate
-    began = time.monotonic()
+    made = 0.0
     if _keeps_features(run, params, state):
+        began = time.monotonic()
         if not (run.start or predictor):  # which the run's own checkpoints hold
             checkpoints = Checkpoints(workdir / "checkpoints", fingerprint)
             _, (params, state), _ = checkpoints.restore_best((params, state))
         how = _on_features(run, params, state)
+        made = time.monotonic() - began
     else:
         how = {
             "objective": objective.adaptation(
@@ -283,7 +285,6 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
             "batches": _training(run, settings.batch_size),
             "validate": _validation_over_orbits(run),
         }  # fmt: skip
-    made = time.monotonic() - began
     return made + _fit(
         run, workdir, f"adapting to {model.group}", fingerprint=fingerprint, params=params,
         state=state, learning_rates=rates, steps=settings.steps, key=jax.random.fold_in(key, 2),
