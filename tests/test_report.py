@@ -386,7 +386,7 @@ def test_of_a_checkpoint_is_told_what_must_be_known():
     assert fact == "step 100 of 400, unfinished; vanilla is step 0"
     assert caveat == "This run is unfinished: its latest checkpoint is step 120 of 400."
     _, untrained = wording.about_the_checkpoint(0, 400, 400)
-    assert untrained.startswith("Its best checkpoint is step 0, before any training: what is calle")
+    assert untrained.startswith("Its best checkpoint is step 0, before any training of its own: ")
     fact, both = wording.about_the_checkpoint(0, 120, 400)
     assert fact == "step 0 of 400, unfinished; vanilla is step 0"
     assert both == f"{caveat} {untrained}"

@@ -350,7 +350,7 @@ def test_a_run_that_was_stopped_at_once_can_be_evaluated(finished, places, tmp_p
     report = (tmp_path / "eval" / "report.html").read_text()
     assert "Learning curves" in report
     unfinished = "This run is unfinished: its latest checkpoint is step 0 of 2. Its best checkpoint"
-    assert f"\n\nWarning: {unfinished} is step 0, before any training: what is called" in table
+    assert f"\n\nWarning: {unfinished} is step 0, before any training of its own: what" in table
     assert f'<p class="verdict"><strong>{unfinished}' in report
     assert "<dd>step 0 of 2, unfinished; vanilla is step 0</dd>" in report
 
