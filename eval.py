@@ -24,6 +24,9 @@ _DATA = flags.DEFINE_string("data", "", "for --predictor: digits, a folder or ta
 _SIZE = flags.DEFINE_integer("size", None, "for --predictor: side of the images", lower_bound=0)
 _FIT = flags.DEFINE_string("fit", "", "for --predictor: pad (default), crop, stretch or none")
 _GROUP = flags.DEFINE_string("group", "", "whose elements turn the images; the run's or cyclic4")
+_AVERAGING = flags.DEFINE_string(
+    "averaging", "", "for --workdir: single, top<k> or weighted; the run's own by default"
+)
 _RANDOM = flags.DEFINE_integer("random_angles", 4, "random turns of every image", lower_bound=0)
 _SWEEP = flags.DEFINE_integer("sweep", 24, "angles around the circle, for the plot", lower_bound=0)
 _SWEEP_IMAGES = flags.DEFINE_integer("sweep_images", 1000, "images of the plot", lower_bound=1)
@@ -37,7 +40,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "where to write, instead of a name t
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "images per batch", lower_bound=0)
 
 _ONLY_PREDICTOR = ("data", "size", "fit")
-_ONLY_WORKDIR = ("root", "finetuned")
+_ONLY_WORKDIR = ("root", "finetuned", "averaging")
 
 
 def main() -> None:
@@ -64,10 +67,13 @@ def main() -> None:
         table += f"\n\n{verdict}"
     else:
         directory = Path(
-            output or runs.evaluation_directory(workdir, _GROUP.value, _SPLIT.value, _ROOT.value)
+            output
+            or runs.evaluation_directory(
+                workdir, _GROUP.value, _SPLIT.value, _ROOT.value, _AVERAGING.value
+            )
         )
         metrics, table = runs.evaluate(
-            workdir, group=_GROUP.value, root=_ROOT.value,
+            workdir, group=_GROUP.value, averaging=_AVERAGING.value, root=_ROOT.value,
             finetuned=os.path.expanduser(_FINETUNED.value), pictures=directory, **shared,
         )  # fmt: skip
     runs.write_metrics(directory / "metrics.json", metrics)

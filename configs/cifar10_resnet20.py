@@ -27,6 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
         name="cifar10_resnet20",
         group="dihedral4",
         evaluation_batch_size=16,
+        evaluation_group="cyclic4",
         data=settings.Data(
             name="image_folder",
             root="../shared/data/cifar10_jpeg",

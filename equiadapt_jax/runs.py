@@ -55,9 +55,11 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> tuple[Any, Any,
     return params, state, model
 
 
-def _open(workdir):
+def _open(workdir, averaging=""):
     """(model, shapes of its (params, state), checkpoints) of a run."""
     config, dataset = read_config(workdir)
+    if averaging:
+        config = dataclasses.replace(config, averaging=averaging)
     directory = Path(workdir) / "checkpoints"
     checkpoints = Checkpoints(directory, read_fingerprint(workdir)) if directory.is_dir() else None
     if not (checkpoints and checkpoints.steps()):
@@ -75,6 +77,7 @@ def evaluate(
     workdir: str | os.PathLike,
     *,
     group: str = "",
+    averaging: str = "",
     random_angles: int = 0,
     sweep: int = 0,
     sweep_images: int = 1000,
@@ -93,7 +96,8 @@ def evaluate(
 
     Args:
       workdir: where train.py left the run.
-      group: whose elements turn every image; the run's own by default.
+      group: whose elements turn every image; the run's evaluation_group, or group, by default.
+      averaging: over poses, as in the configuration; the run's own by default.
       random_angles: so many more turns of every image, each by an angle of its own.
       sweep: so many angles around the circle, for the first `sweep_images` images.
       split: of the run's dataset; its test split by default.
@@ -112,9 +116,15 @@ def evaluate(
       FloatingPointError: a model gives logits that are not finite.
     """
     config, facts = read_config(workdir)
+    baseline = config.adaptation.mode in BASELINES
+    if averaging and baseline:
+        raise ValueError(
+            f"averaging={averaging!r} averages over poses, and the run in {workdir} has none, by "
+            f"its mode {config.adaptation.mode}: leave it out."
+        )
     if finetuned:
         _check_finetuned(config, facts, finetuned)
-    model, like, checkpoints = _open(workdir)
+    model, like, checkpoints = _open(workdir, averaging)
     step, (params, state), damaged = checkpoints.restore_best(like)
     vanilla = checkpoints.restore_model(0, like)
     checkpoint, caveat = about_the_checkpoint(
@@ -130,12 +140,11 @@ def evaluate(
         batch_size or config.evaluation_batch_size, split,
     )  # fmt: skip
     prior = build_prior(config.prior, model.group)
-    baseline = config.adaptation.mode in BASELINES
     if baseline:
         adapted = Subject(vanilla_prediction(model), params, state)
     else:
         adapted = Subject(adapted_prediction(model), params, state, model.group, prior.modes)
-    turns = GroupTurns(groups.from_name(group or config.group), model.pad, model.fill)
+    turns = GroupTurns(groups.from_name(group or _turned_by(config)), model.pad, model.fill)
     findings = assess(
         {
             "vanilla": Subject(vanilla_prediction(model), vanilla[0], vanilla[1]),
@@ -160,7 +169,9 @@ def evaluate(
             facts=_training_facts(workdir) | circumstances(command) | more | {
                 "seed": str(config.seed),
                 "mode": config.adaptation.mode,
-                **({} if baseline else {"adapted to": config.group}),
+                **({} if baseline else {
+                    "adapted to": config.group, "averaging": averaging or config.averaging,
+                }),
                 "turned by": f"{findings.turns.group}, {len(findings.turns)} elements",
                 "data": describe_data(dataset, images, root or config.data.root),
                 "checkpoint": checkpoint,
@@ -180,20 +191,30 @@ def warning(caveat: str) -> str:
 
 
 def evaluation_directory(
-    workdir: str | os.PathLike, group: str = "", split: str = "", root: str = ""
+    workdir: str | os.PathLike,
+    group: str = "",
+    split: str = "",
+    root: str = "",
+    averaging: str = "",
 ) -> Path:
     """Where `evaluate` of the same arguments leaves its files by default.
 
-    It is `eval` in the run's directory for the run's own group, test split and images, else a name
-    such as `eval-cyclic16` or `eval-photos-train`, so that no evaluation replaces another.
+    It is `eval` in the run's directory for the run's own group, averaging, test split and images,
+    else a name such as `eval-cyclic16` or `eval-photos-top2-train`, so that no evaluation replaces
+    another.
     """
     config, _ = read_config(workdir)
     others = [
         file_name(root) if root not in ("", config.data.root) else "",
-        group if group and groups.from_name(group) != groups.from_name(config.group) else "",
+        group if group and groups.from_name(group) != groups.from_name(_turned_by(config)) else "",
+        averaging if averaging not in ("", config.averaging) else "",
         file_name(split) if split not in ("", config.data.test) else "",
     ]
     return Path(workdir) / "-".join(["eval", *filter(None, others)])
+
+
+def _turned_by(config):
+    return config.evaluation_group or config.group
 
 
 def file_name(text: str) -> str:

@@ -256,3 +256,18 @@ def test_an_average_that_does_not_exist_is_refused(averaging, tiny, tmp_path):
     message = f"config.averaging is '{averaging}': choose single, weighted, or top1 to top4"
     with pytest.raises(ValueError, match=message):
         run.train(config, tmp_path / "run")
+
+
+def test_random_versions_do_not_depend_on_the_batch_they_come_in():
+    made, params, state = model(Dihedral(4))
+    x = noise(7, 8, 8, 3)
+    how = {
+        "key": KEY, "variants": 2, "turn_inputs": True,
+        "augmentation": settings.Augmentation(scale=0.2, shift=0.1, mirror=True),
+    }  # fmt: skip
+    small, large = (cache.make(made, params, state, batches(x, n), 7, **how) for n in (2, 7))
+    np.testing.assert_array_equal(small["applied"], large["applied"])
+    np.testing.assert_allclose(
+        small["features"].astype(np.float32), large["features"].astype(np.float32), atol=4e-3
+    )
+    assert len(np.unique(small["applied"])) > 4

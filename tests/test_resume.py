@@ -221,6 +221,7 @@ def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
 def test_ctrl_c_ends_a_command_without_clearing_up(program):
     start = (
         "import atexit, gc, os, signal\nfrom equiadapt_jax import command_line\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "atexit.register(lambda: os.abort())  # as JAX may that is interrupted while compiling\n"
     )
     code, output, errors = command("-c", f"{start}{program}\ncommand_line.run(main)")

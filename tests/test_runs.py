@@ -130,6 +130,8 @@ def test_other_turns_splits_and_images_are_evaluated_elsewhere(finished):
     assert name(finished, "dihedral4", "train", "more/photos") == (
         finished / "eval-more-photos-dihedral4-train"
     )
+    assert name(finished, averaging="single") == finished / "eval"
+    assert name(finished, averaging="top2") == finished / "eval-top2"
     with pytest.raises(FileNotFoundError, match="holds no run"):
         name(finished / "nowhere")
 

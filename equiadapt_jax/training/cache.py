@@ -58,19 +58,26 @@ def make(
       that is nearest to how the image was turned.
     """
 
-    @jax.jit
-    def look(networks, images, variant, first):
+    def version(image, variant, number):
+        """What is random about an image depends on its number, not on the batch it comes in."""
         augment_key, turn_key = jax.random.split(
-            jax.random.fold_in(jax.random.fold_in(key, variant), first)
+            jax.random.fold_in(jax.random.fold_in(key, variant), number)
         )
+        image = image[None]
         if augmentation is not None:
             unmirrored = dataclasses.replace(augmentation, mirror=False)
-            changed = augment(images, augment_key, unmirrored, angle=not turn_inputs)
+            changed = augment(image, augment_key, unmirrored, angle=not turn_inputs)
             changed = image_actions.reflect(changed, augmentation.mirror & (variant % 2 == 1))
-            images = jnp.where(variant > 0, changed, images)
-        applied = jnp.zeros(images.shape[0], jnp.int32)
+            image = jnp.where(variant > 0, changed, image)
+        applied = jnp.zeros(1, jnp.int32)
         if turn_inputs:
-            images, applied = turn(model.group, turn_key, images, model.pad, model.fill)
+            image, applied = turn(model.group, turn_key, image, model.pad, model.fill)
+        return image[0], applied[0]
+
+    @jax.jit
+    def look(networks, images, variant, first):
+        numbers = first + jnp.arange(images.shape[0])
+        images, applied = jax.vmap(version, in_axes=(0, None, 0))(images, variant, numbers)
         features, predictions = model.orbit_features(*networks, images)
         return features.astype(jnp.float16), predictions.astype(jnp.float32), applied
 

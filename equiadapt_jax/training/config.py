@@ -174,6 +174,9 @@ class Config:
     )
     dtype: str = _setting("float32", "compute dtype: float32 or bfloat16; parameters are float32")
     evaluation_batch_size: int = _setting(60, "images per evaluated batch")
+    evaluation_group: str = _setting(
+        "", "whose elements turn the test images of the final figures; the group by default"
+    )
     data: Data = dataclasses.field(default_factory=Data)
     scorer: Scorer = dataclasses.field(default_factory=Scorer)
     predictor: Predictor = dataclasses.field(default_factory=Predictor)
@@ -253,7 +256,7 @@ def _freeze(value):
 # Images and weights are known by their content, not by their place.
 _WITHOUT_EFFECT = (
     "name", "data.root", "data.data_dir", "adaptation.start", "predictor.weights",
-    "pretrain.directory", "chunk", "logging.every", "logging.tensorboard", "logging.wandb",
+    "pretrain.directory", "chunk", "evaluation_group", "logging.every", "logging.tensorboard", "logging.wandb",
 )  # fmt: skip
 
 

@@ -128,6 +128,7 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"config.{name} is {count}: it must be at least 1.")
+    groups.from_name(config.evaluation_group or config.group)
     if config.pretrain.steps < 0:
         raise ValueError(f"config.pretrain.steps is {config.pretrain.steps}: give 0 or more.")
     for split in (config.data.train, config.data.validation, config.data.test):
