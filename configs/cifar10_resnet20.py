@@ -22,7 +22,7 @@ from equiadapt_jax.training import config as settings
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings; with `:tiny` behind the file's name, those of a run of seconds."""
+    """The settings; `:group_conv` with a scorer of its own, `:tiny` for a run of seconds."""
     config = settings.Config(
         name="cifar10_resnet20",
         group="dihedral4",
@@ -52,6 +52,8 @@ def get_config(variant: str = "") -> ConfigDict:
         optimizer=settings.Optimizer(weight_decay=0.2, warmup=0.05),
         logging=settings.Logging(evaluate_every=1000),
     )
+    if variant == "group_conv":
+        return ConfigDict(dataclasses.asdict(_fast(config)))
     if variant:
         config = settings.tiny(
             config,
@@ -64,3 +66,26 @@ def get_config(variant: str = "") -> ConfigDict:
         )
         config = dataclasses.replace(config, data=data)
     return ConfigDict(dataclasses.asdict(config))
+
+
+def _fast(config: settings.Config) -> settings.Config:
+    """A scorer that looks at the image itself, so that the predictor makes one pass."""
+    return dataclasses.replace(
+        config,
+        name=f"{config.name}_group_conv",
+        group="cyclic4",
+        evaluation_batch_size=50,
+        averaging="single",
+        scorer=settings.Scorer(
+            name="group_conv",
+            options={
+                "features": (24, 48, 96),
+                "kernels": (4, 4, 2),
+                "strides": (2, 2, 2),
+                "grid": 4,
+            },
+        ),
+        augmentation=settings.Augmentation(mirror=True),
+        adaptation=dataclasses.replace(config.adaptation, scorer_learning_rate=3e-3, batch_size=60),
+        optimizer=settings.Optimizer(weight_decay=0.05, warmup=0.05),
+    )

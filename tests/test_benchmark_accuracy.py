@@ -232,9 +232,17 @@ def test_an_index_out_of_reach_is_told_in_one_sentence(tmp_path, monkeypatch):
     assert not (tmp_path / "environment" / "packages.txt").exists()  # not taken for finished
 
 
-def test_unknown_canonicalizers_are_refused_before_any_work(tmp_path, monkeypatch):
-    arguments = ["run", str(tmp_path), f"--runs={tmp_path / 'runs'}", "--canonicalizers=e2cnn,e3nn"]
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--canonicalizers=e2cnn,e3nn", "Unknown 'e3nn' in --canonicalizers: choose of group_conv"),
+        ("--ours=features", "Unknown 'features' in --ours: choose of group_conv-c4"),
+        ("--images_seen=100", "--images_seen=100: give a multiple of 60"),
+    ],
+)
+def test_unknown_arguments_are_refused_before_any_work(argument, message, tmp_path, monkeypatch):
+    arguments = ["run", str(tmp_path), f"--runs={tmp_path / 'runs'}", argument]
     monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit, match=r"Unknown canonicalizer 'e3nn': choose of group_conv"):
+    with pytest.raises(SystemExit, match=message):
         run.main()
     assert not (tmp_path / "runs").exists()

@@ -13,6 +13,7 @@ from PIL import Image
 
 import equiadapt_jax as ea
 from equiadapt_jax import runs
+from equiadapt_jax.data import evaluation_batches, open_dataset
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import objective, run
 from equiadapt_jax.training.build import build_model
@@ -134,6 +135,39 @@ def test_other_turns_splits_and_images_are_evaluated_elsewhere(finished):
     assert name(finished, averaging="top2") == finished / "eval-top2"
     with pytest.raises(FileNotFoundError, match="holds no run"):
         name(finished / "nowhere")
+
+
+def test_final_figures_over_a_group_of_their_own(tiny, tmp_path):
+    with pytest.raises(ValueError, match="Unknown group 'cyclc2'"):
+        run.train(tiny(evaluation_group="cyclc2"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run.train(tiny(evaluation_group="cyclic2"), tmp_path / "run")
+    metrics, table = runs.evaluate(tmp_path / "run")
+    assert "mean over cyclic2" in table
+    assert runs.evaluation_directory(tmp_path / "run", "cyclic2") == tmp_path / "run" / "eval"
+    wider, table = runs.evaluate(tmp_path / "run", group="cyclic4")
+    assert "mean over cyclic4" in table
+    assert wider["adapted/accuracy"] == metrics["adapted/accuracy"]
+
+
+def test_an_evaluation_averages_otherwise_on_request(finished, tiny, tmp_path):
+    params, state, model = ea.load(finished)
+    config, _ = read_config(finished)
+    source = open_dataset(config.data.name, data_dir=config.data.data_dir).source(config.data.test)
+    batches = list(evaluation_batches(source, size=24, how="pad", batch_size=60))
+    for averaging, poses in (("top2", 2), ("weighted", None), ("single", 1)):
+        metrics, _ = runs.evaluate(finished, averaging=averaging)
+        apply = jax.jit(dataclasses.replace(model, poses=poses).apply)
+        right = [
+            (np.argmax(apply(params, state, b["image"])[0][0], -1) == b["label"])[b["mask"]]
+            for b in batches
+        ]
+        assert metrics["adapted/accuracy"] == pytest.approx(np.mean(np.concatenate(right)))
+    with pytest.raises(ValueError, match=r"averaging is 'top9': choose .* top4 for cyclic4"):
+        runs.evaluate(finished, averaging="top9")
+    run.train(tiny(mode="vanilla"), tmp_path / "vanilla")
+    with pytest.raises(ValueError, match=r"'top2' averages over poses, .* has none, by its mode"):
+        runs.evaluate(tmp_path / "vanilla", averaging="top2")
 
 
 def test_data_of_another_kind_are_refused(places, tiny, folder, tmp_path):

@@ -1,12 +1,12 @@
 """Accuracy of methods on turned CIFAR-10 images, in one table: python -m benchmarks.accuracy.run SHARED.
 
 SHARED holds `data/cifar10_jpeg/train.tar`, `data/cifar10_jpeg/test.tar` and
-`weights/cifar10_resnet20.safetensors`. Turns the test images, measures what needs no training, sets
-up an environment for the PyTorch package equiadapt, trains and measures that, and prints a Markdown
-table. `--workdirs a b` adds a row for each run of train.py there, which train on the same images.
-Results are kept in --runs and measured again with --overwrite or on other images; `--results a.json
-b.json` adds rows of the same form, see evaluation.py. On two cores the rows
-without training take some ten minutes, equiadapt's networks two (group_conv) and eight (e2cnn).
+`weights/cifar10_resnet20.safetensors`. Turns the test images; measures what needs no training;
+trains and measures ours and, in an environment of its own that is set up here, the PyTorch package
+equiadapt, all on as many training images, each seen once; prints a Markdown table. `--workdirs a b`
+adds a row for each run of train.py there, whatever its budget. Results are kept in --runs and
+measured again with --overwrite or on other images; `--results a.json b.json` adds rows of the same
+form, see evaluation.py. Three quarters of an hour on two cores.
 """  # noqa: E501
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -28,8 +28,18 @@ from equiadapt_jax.training.workdir import read_config
 
 ROOT = Path(__file__).parents[2]
 C4 = ea.groups.Cyclic(4)
+WEIGHTS = "cifar10_resnet20.safetensors"
 PREPROCESS = ea.predictors.Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-IMAGES_SEEN = {"group_conv": 10_000, "e2cnn": 30_000}
+CANONICALIZERS = ("group_conv", "e2cnn")  # equiadapt's
+
+# What train.py is told for a scorer of ours: the variant of the configuration, and settings.
+OURS: dict[str, tuple[str, dict[str, str]]] = {
+    "group_conv-c4": (":group_conv", {}),
+    "features-c4": ("", {"group": "cyclic4"}),
+    "features-d4": ("", {}),
+    "features-c8": ("", {"group": "cyclic8", "adaptation.interpolation": "cubic"}),
+}
+BATCH = 60
 
 # Images (B, S, S, 3) → logits (B, 10), and → logits with poses (B,) of C4 or None.
 Logits = Callable[[jax.Array], jax.Array]
@@ -100,6 +110,29 @@ def measure_training_free(name: str, weights: Path, test: evaluation.Evaluation,
     evaluation.write(output, result)
 
 
+def train_ours(name: str, arguments, workdir: Path) -> None:
+    """Train one of OURS by train.py, on each of so many images once."""
+    variant, changes = OURS[name]
+    count, data = arguments.images_seen, arguments.shared / "data" / "cifar10_jpeg"
+    changes = {
+        "seed": str(arguments.seed),
+        "data.root": str(data.absolute()),
+        "data.train": f"train[:{count}]",
+        "data.validation": "train[95%:]",
+        "data.test": "test[:1%]",  # measured here, on all of them
+        "predictor.weights": str((arguments.shared / "weights" / WEIGHTS).absolute()),
+        "adaptation.steps": str(count // BATCH),
+        "adaptation.batch_size": str(BATCH),
+        "logging.evaluate_every": str(count // BATCH),
+    } | changes
+    subprocess.run(
+        [sys.executable, "train.py", f"--config=configs/cifar10_resnet20.py{variant}",
+         f"--workdir={workdir.absolute()}", "--overwrite",
+         *(f"--config.{setting}={value}" for setting, value in changes.items())],
+        check=True, cwd=ROOT,
+    )  # fmt: skip
+
+
 def measure_run(workdir: Path, test: evaluation.Evaluation, output: Path) -> None:
     """Measure what train.py left in a directory, by its best checkpoint."""
     params, state, model = ea.load(workdir)
@@ -112,14 +145,17 @@ def measure_run(workdir: Path, test: evaluation.Evaluation, output: Path) -> Non
         # Of an element of D_n the rotation counts: mirrored or not, the image is brought upright.
         return np.asarray(logits).argmax(-1), np.asarray(canonical.pose) % model.group.n
 
+    seen = config.adaptation.steps * config.adaptation.batch_size
     passes = model.group.order if model.features or model.poses is None else model.poses
     result = evaluation.measure(predict, test, model.group.n, batch=50)
     result |= {
         "method": f"ours, {config.scorer.name}, {config.group}, {config.averaging}, "
-        f"{config.adaptation.mode}",
+        f"{config.adaptation.mode}, {seen:,} images seen",
         "predictor_passes": passes,
         "train_seconds": figures["train/seconds"],
         "parameters": figures["scorer/parameters"],
+        "images_seen": seen,
+        "seed": config.seed,
     }
     evaluation.write(output, result)
 
@@ -131,7 +167,7 @@ def measure_reference(name: str, arguments, weights: Path, test: Path, output: P
         str(python), "-m", "benchmarks.accuracy.reference", f"--images={test.absolute()}",
         f"--train={(arguments.shared / 'data' / 'cifar10_jpeg').absolute()}",
         f"--weights={weights.absolute()}", f"--canonicalizer={name}",
-        f"--rotations={arguments.rotations}", f"--images_seen={seen(name, arguments)}",
+        f"--rotations={arguments.rotations}", f"--images_seen={arguments.images_seen}",
         f"--seed={arguments.seed}", f"--output={output.absolute()}",
     ]  # fmt: skip
     if arguments.threads:
@@ -141,19 +177,15 @@ def measure_reference(name: str, arguments, weights: Path, test: Path, output: P
     subprocess.run(command, check=True, cwd=ROOT, env=own)
 
 
-def seen(name: str, arguments) -> int:
-    """Training images that a canonicalizer sees."""
-    if name not in IMAGES_SEEN:
-        raise ValueError(f"Unknown canonicalizer {name!r}: choose of {', '.join(IMAGES_SEEN)}.")
-    return arguments.images_seen or IMAGES_SEEN[name]
-
-
 def results(arguments) -> list[evaluation.Result]:
-    """All rows: without training, the reference's, and those of other files."""
-    runs, shared = arguments.runs, arguments.shared
-    weights = shared / "weights" / "cifar10_resnet20.safetensors"
+    """All rows: without training, ours, the reference's, and those of other runs and files."""
+    runs, shared, count = arguments.runs, arguments.shared, arguments.images_seen
+    weights = shared / "weights" / WEIGHTS
     archive, turned = shared / "data" / "cifar10_jpeg" / "test.tar", runs / "evaluation.npz"
-    reference = {n: seen(n, arguments) for n in arguments.canonicalizers.split(",") if n}
+    if count < BATCH or count % BATCH:
+        raise ValueError(f"--images_seen={count}: give a multiple of {BATCH}, a batch of ours.")
+    reference = chosen("canonicalizers", arguments.canonicalizers, CANONICALIZERS)
+    ours = chosen("ours", arguments.ours, OURS)
     images.make(archive, turned, arguments.limit)
     test = evaluation.load(turned)
     paths = []
@@ -161,7 +193,13 @@ def results(arguments) -> list[evaluation.Result]:
         paths.append(runs / f"{name}.json")
         if missing(paths[-1], test, arguments):
             measure_training_free(name, weights, test, paths[-1])
-    for name, count in reference.items():
+    for name in ours:
+        workdir = runs / f"{name}-{count}-seed{arguments.seed}"
+        paths.append(workdir.with_suffix(".json"))
+        if missing(paths[-1], test, arguments):
+            train_ours(name, arguments, workdir)
+            measure_run(workdir, test, paths[-1])
+    for name in reference:
         kind = f"{name}-c{arguments.rotations}-{count}-seed{arguments.seed}"
         paths.append(runs / f"reference-{kind}.json")
         if missing(paths[-1], test, arguments):
@@ -171,6 +209,15 @@ def results(arguments) -> list[evaluation.Result]:
         if missing(paths[-1], test, arguments):
             measure_run(workdir, test, paths[-1])
     return [evaluation.read(path) for path in (*paths, *arguments.results)]
+
+
+def chosen(flag: str, names: str, known: Collection[str]) -> list[str]:
+    """The names in a flag, each of which must be known."""
+    found = [name for name in names.split(",") if name]
+    for name in found:
+        if name not in known:
+            raise ValueError(f"Unknown {name!r} in --{flag}: choose of {', '.join(known)}.")
+    return found
 
 
 def missing(path: Path, test: evaluation.Evaluation, arguments) -> bool:
@@ -184,10 +231,13 @@ def missing(path: Path, test: evaluation.Evaluation, arguments) -> bool:
 def settings() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("shared", type=Path)
-    parser.add_argument("--canonicalizers", default="group_conv,e2cnn", help="empty for none")
+    parser.add_argument("--ours", default=",".join(OURS), help="empty for none")
+    parser.add_argument(
+        "--canonicalizers", default=",".join(CANONICALIZERS), help="equiadapt's; empty for none"
+    )
     parser.add_argument("--rotations", type=int, choices=(4, 8), default=4, help="of equiadapt's")
-    parser.add_argument("--images_seen", type=int, help="by equiadapt's; by default as above")
-    parser.add_argument("--seed", type=int, default=0, help="of equiadapt's")
+    parser.add_argument("--images_seen", type=int, default=30_000, help="in training")
+    parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")
     parser.add_argument("--workdirs", type=Path, nargs="*", default=[], help="of train.py")
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="more rows")

@@ -256,7 +256,8 @@ def _freeze(value):
 # Images and weights are known by their content, not by their place.
 _WITHOUT_EFFECT = (
     "name", "data.root", "data.data_dir", "adaptation.start", "predictor.weights",
-    "pretrain.directory", "chunk", "evaluation_group", "logging.every", "logging.tensorboard", "logging.wandb",
+    "pretrain.directory", "chunk", "evaluation_group", "logging.every", "logging.tensorboard",
+    "logging.wandb",
 )  # fmt: skip
 
 
