@@ -93,6 +93,20 @@ def test_validation_counts_what_the_model_does():
     assert pose == pytest.approx(np.mean(canonical.pose == kept["applied"]))
 
 
+def test_validation_counts_mirrored_poses_where_the_prior_has_them():
+    made, params, state = model(Dihedral(4))
+    x = noise(9, 8, 8, 3)
+    kept = cache.make(made, params, state, batches(x, 3), 9, key=KEY, turn_inputs=True)
+    pose, _ = cache.make_validation(made, kept, (0, 4), 3)(params, state)
+    scores, _ = made.score(params, state, kept["features"].astype(np.float32))
+    found = np.asarray(scores).argmax(-1)
+    applied = kept["applied"]
+    # Any image is as good mirrored, so only the turn counts: that of a∘s is the turn of a.
+    right = found % 4 == applied % 4
+    assert pose == pytest.approx(right.mean())
+    assert len(set(applied // 4)) == 2
+
+
 def test_batches_of_arrays_go_through_all_rows_and_continue_where_they_stood():
     arrays = {"a": np.arange(10), "b": 2 * np.arange(10)}
     stream = array_batches(arrays, batch_size=5, seed=3)

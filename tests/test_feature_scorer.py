@@ -183,6 +183,20 @@ def test_exact_turns_permute_scores_and_leave_predictions_bit_for_bit(group, mod
         np.testing.assert_array_equal(other, logits)
 
 
+def test_low_precision_stays_exact():
+    group, module = Dihedral(4), functools.partial(ResNet, dtype=jnp.bfloat16)
+    made, params, state = model(group, module)
+    x = noise(3, 8, 8, 3)
+    apply = jax.jit(made.apply)
+    (logits, canonical), _ = apply(params, state, x)
+    assert canonical.scores.dtype == jnp.float32
+    for g in range(group.order):
+        (other, moved), _ = apply(params, state, turned(group, g, x))
+        where = np.asarray(group.compose(g, np.arange(group.order)))
+        np.testing.assert_array_equal(moved.scores[:, where], canonical.scores)
+        np.testing.assert_array_equal(other, logits)
+
+
 @pytest.mark.parametrize("chunk", [None, 1, 2])
 def test_predictions_for_every_pose_are_those_of_the_predictor(chunk):
     group = Cyclic(4)

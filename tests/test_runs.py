@@ -360,8 +360,15 @@ def test_a_tilde_is_the_home_directory(places, tmp_path):
         assert sentence in errors.strip().splitlines()[-1]
 
 
-def test_eight_devices_train_as_one_does(finished, tiny, tmp_path):
+@pytest.mark.parametrize("scorer", ["group_conv", "features"])
+def test_eight_devices_train_as_one_does(scorer, finished, tiny, tmp_path):
     config = tiny()
+    if scorer == "features":
+        config = tiny(
+            "digits_vit", "prior", averaging="weighted",
+            scorer=settings.Scorer(name="features", options={"grid": 2, "hidden": 8}),
+        )  # fmt: skip
+        run.train(config, finished := tmp_path / "one")
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     program = (
         "import json, sys; from equiadapt_jax.training import config, run; import jax;"
