@@ -120,10 +120,11 @@ PUBLIC = {
     "canonicalization.from_scores": (
         "group, scores, images, *, method=, temperature=, key=, pad=, fill=, interpolation="
     ),
-    "averaging.best": "group, scores, *, poses=, temperature=",
+    "averaging.best": "group, scores, *, poses=, temperature=, weighting=, key=",
+    "averaging.mean": "group, images, predict, *, chunk=, pad=, fill=, interpolation=",
     "averaging.combine": "poses, weights, outputs",
     "averaging.weighted": (
-        "group, scores, images, predict, *, poses=, temperature=, chunk=, pad=, fill=, "
+        "group, scores, images, predict, *, poses=, temperature=, weighting=, key=, chunk=, pad=, fill=, "
         "interpolation="
     ),
     "priors.Identity.loss": "self, group, scores, *, applied=",
