@@ -209,9 +209,7 @@ def test_exact_turns_leave_every_bit_whatever_the_weighting(weighting):
     group, x, scores = Dihedral(4), jnp.asarray(noise(3, 5, 5, 1)), noise(3, 8, seed=4)
     key = jax.random.key(3)
     average = jax.jit(
-        lambda s, x: averaging.weighted(
-            group, s, x, predict, poses=3, weighting=weighting, key=key
-        )
+        lambda s, x: averaging.weighted(group, s, x, predict, poses=3, weighting=weighting, key=key)
     )
     for g in range(8):
         turned = np.empty_like(scores)
