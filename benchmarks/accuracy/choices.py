@@ -85,11 +85,11 @@ def choices(order: int, margin: float) -> dict[str, tuple[int, bool, Choice]]:
     }  # fmt: skip
 
 
-def look_at(workdir: Path, test: evaluation.Evaluation, cache: Path, batch: int):
-    """(the run's model, `Poses` by turn), computed where the cache does not have them."""
-    params, state, model = ea.load(workdir)
+def look_at(name: str, run, test: evaluation.Evaluation, cache: Path, batch: int):
+    """`Poses` by turn of a run that was loaded, computed where the cache does not have them."""
+    params, state, model = run
     see = jax.jit(lambda networks, x: everything(model, *networks, x))
-    whose = f"{workdir.name}-{images.digest(*jax.tree.leaves(params))}-{test.digest}"
+    whose = f"{name}-{images.digest(*jax.tree.leaves(params))}-{test.digest}"
     found = {}
     for turn in TURNS:
         path = cache / f"{whose}-{turn}.npz"
@@ -105,7 +105,7 @@ def look_at(workdir: Path, test: evaluation.Evaluation, cache: Path, batch: int)
             unfinished.replace(path)
         with np.load(path) as file:
             found[turn] = Poses(file["scores"], file["predictions"])
-    return model, found
+    return found
 
 
 def everything(model: ea.Adapted, params, state, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -143,10 +143,9 @@ def measure(
 
 
 def results(
-    workdir: Path, test: evaluation.Evaluation, cache: Path, batch: int = 100, margin: float = 2.0
+    model: ea.Adapted, seen: dict[str, Poses], test: evaluation.Evaluation, margin: float
 ) -> list[evaluation.Result]:
     """One row for each choice."""
-    model, seen = look_at(workdir, test, cache, batch)
     order, rows = model.group.order, []
     for title, (passes, scored, choice) in choices(order, margin).items():
         reads = scored and model.features is not None
@@ -187,13 +186,14 @@ def main() -> None:
     arguments = parser.parse_args()
     archive = arguments.shared / "data" / "cifar10_jpeg" / "test.tar"
     try:
+        run = ea.load(arguments.workdir)
         turned = arguments.cache / f"evaluation-{arguments.limit or 'all'}.npz"
         images.make(archive, turned, arguments.limit)
         test = evaluation.load(turned)
-        found = results(arguments.workdir, test, arguments.cache, arguments.batch, arguments.margin)
+        seen = look_at(arguments.workdir.name, run, test, arguments.cache, arguments.batch)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
-    text = table(found, SHOWN)
+    text = table(results(run[-1], seen, test, arguments.margin), SHOWN)
     print(text, end="")
     if arguments.table:
         arguments.table.write_text(text)
