@@ -53,7 +53,7 @@ def feature_norm(logits: jax.Array, maps: Sequence[jax.Array] = ()) -> jax.Array
             "feature_norm reads feature maps, and the predictor tells none: choose confidence, "
             "entropy or logit_energy, or give a Network(init, apply, features)."
         )
-    pooled = _float(maps[-1]).mean(range(1, maps[-1].ndim - 1))
+    pooled = _float(maps[-1]).mean(tuple(range(1, maps[-1].ndim - 1)))
     return jnp.sqrt(jnp.sum(pooled * pooled, -1))
 
 

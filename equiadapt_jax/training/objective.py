@@ -80,7 +80,9 @@ def adaptation(
         applied = None
         if turn_inputs:
             images, applied = turn(model.group, turn_key, images, model.pad, model.fill)
-        terms, found = _embedding_terms(model, params, state, images, turn_key, weights)
+        terms, found = _embedding_terms(
+            model, params, state, images, jax.random.fold_in(turn_key, 1), weights
+        )
         if not labels:
             canonical, state = model.canonicalize(params, state, images, train=True, key=model_key)
             loss = prior.loss(model.group, canonical.scores, applied=applied)
