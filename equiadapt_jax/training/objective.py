@@ -65,8 +65,8 @@ def adaptation(
 
     Then the predictor is not called, unless the scorer reads its features. Of a scorer that embeds
     the poses (`orbit_scorer`) the contrastive and the artefact term of `energies` are added with
-    their weights; these need another pass of the scorer, which the compiler finds to be the same
-    one where nothing in it is random, and one more for images turned there and back.
+    their weights, which cost further passes of the scorer: one over the poses, and for the
+    artefact term one more over those of the images turned there and back.
 
     With `turn_inputs` every image is first turned by an angle drawn from the whole circle (and
     mirrored or not, for D_n), and the prior shifted by the nearest element: otherwise a scorer
