@@ -2,6 +2,7 @@
 
 eval.py --workdir=runs/mine [--group=cyclic16]
 eval.py --predictor=my_network.py:predict --data=photos --size=64 [--group=cyclic8]
+    [--adapt=confidence]
 """
 
 import os
@@ -23,9 +24,16 @@ _PREDICTOR = flags.DEFINE_string("predictor", "", "file.py:name, module:name or 
 _DATA = flags.DEFINE_string("data", "", "for --predictor: digits, a folder or tar, a TFDS dataset")
 _SIZE = flags.DEFINE_integer("size", None, "for --predictor: side of the images", lower_bound=0)
 _FIT = flags.DEFINE_string("fit", "", "for --predictor: pad (default), crop, stretch or none")
+_ADAPT = flags.DEFINE_string(
+    "adapt", "", "for --predictor: also behind a canonicalizer without training, by confidence, "
+    "entropy, logit_energy, feature_norm or file.py:name"
+)  # fmt: skip
+_MARGIN = flags.DEFINE_float(
+    "margin", None, "for --adapt: by how much a pose must beat the identity", lower_bound=0.0
+)
 _GROUP = flags.DEFINE_string("group", "", "whose elements turn the images; the run's or cyclic4")
 _AVERAGING = flags.DEFINE_string(
-    "averaging", "", "for --workdir: single, top<k> or weighted; the run's own by default"
+    "averaging", "", "for --workdir: as in its configuration, single, top<k>, …; its own by default"
 )
 _RANDOM = flags.DEFINE_integer("random_angles", 4, "random turns of every image", lower_bound=0)
 _SWEEP = flags.DEFINE_integer("sweep", 24, "angles around the circle, for the plot", lower_bound=0)
@@ -39,7 +47,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "where the prepared dataset lies
 _OUTPUT = flags.DEFINE_string("output", "", "where to write, instead of a name that tells what")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "images per batch", lower_bound=0)
 
-_ONLY_PREDICTOR = ("data", "size", "fit")
+_ONLY_PREDICTOR = ("data", "size", "fit", "adapt", "margin")
 _ONLY_WORKDIR = ("root", "finetuned", "averaging")
 
 
@@ -57,12 +65,12 @@ def main() -> None:
     )
     if predictor:
         group = _GROUP.value or "cyclic4"
-        directory = Path(
-            output or robustness.evaluation_directory(predictor, _DATA.value, group, _SPLIT.value)
-        )
+        energy = os.path.expanduser(_ADAPT.value)
+        named = robustness.evaluation_directory(predictor, _DATA.value, group, _SPLIT.value, energy)
+        directory = Path(output) if output else named
         metrics, table, verdict = robustness.evaluate(
             predictor, _DATA.value, size=_SIZE.value, fit=_FIT.value, group=group,
-            pictures=directory, **shared,
+            adapt_by=energy, margin=_MARGIN.value or 0.0, pictures=directory, **shared,
         )  # fmt: skip
         table += f"\n\n{verdict}"
     else:

@@ -2,15 +2,26 @@
 
 A canonicalizer brings every input to the pose in which a pretrained predictor is at home, so
 that the prediction no longer depends on how the input was turned. The layers, from pure functions
-to runs: `groups`, `actions`, `canonicalization`, `averaging`, `priors`; `networks`, `predictors`,
-`adapt`; `data`, `evaluation`, `training`, `runs`. The last four are imported where they are needed.
+to runs: `groups`, `actions`, `canonicalization`, `averaging`, `priors`; `networks`, `energies`,
+`predictors`, `adapt`; `data`, `evaluation`, `training`, `runs`. The last four are imported where
+they are needed.
 """
 
 from typing import Any
 
-from equiadapt_jax import actions, averaging, canonicalization, groups, networks, predictors, priors
+from equiadapt_jax import (
+    actions,
+    averaging,
+    canonicalization,
+    energies,
+    groups,
+    networks,
+    predictors,
+    priors,
+)
 from equiadapt_jax.adaptation import Adapted, adapt
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
+from equiadapt_jax.orbit_scoring import orbit_scorer
 
 __version__ = "0.1.0"
 
@@ -21,12 +32,14 @@ __all__ = [
     "adapt",
     "averaging",
     "canonicalization",
+    "energies",
     "from_function",
     "from_linen",
     "from_nnx",
     "groups",
     "load",
     "networks",
+    "orbit_scorer",
     "predictors",
     "priors",
 ]

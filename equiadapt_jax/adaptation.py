@@ -6,13 +6,14 @@ predictor makes of every pose.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from equiadapt_jax import averaging, canonicalization
+from equiadapt_jax import averaging, canonicalization, energies
 from equiadapt_jax.canonicalization import Canonical
 from equiadapt_jax.groups import Group
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
@@ -20,6 +21,7 @@ from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
 __all__ = ["OUTPUTS", "Adapted", "Network", "adapt", "from_function", "from_linen", "from_nnx"]
 
 OUTPUTS = ("trivial",)
+METHODS = (*canonicalization.METHODS, "predictions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Adapted:
     features: Callable[..., jax.Array] | None = None
     poses: int | None = 1
     chunk: int | None = None
+    weighting: str = "scores"
 
     def init(
         self,
@@ -115,16 +118,16 @@ class Adapted:
         scores: jax.Array,
         predictions: jax.Array,
         weights: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """The prediction from those for every pose, `(B, |G|, …)`, without another pass.
 
-        The average over the best poses, weighted by their scores; with weights `(B, |G|)`, those of
-        training, the sum with these, whose derivative reaches the scores.
+        The average over `poses` with the model's weighting, whose draws need a key; with weights
+        `(B, |G|)`, those of training, the sum with these, whose derivative reaches the scores.
         """
         if weights is None:
-            return averaging.combine(
-                *averaging.best(self.group, scores, poses=self.poses), predictions
-            )
+            chosen = averaging.best(self.group, scores, **self._averaging(key))
+            return averaging.combine(*chosen, predictions)
         poses = jnp.broadcast_to(self.group.elements(), scores.shape)
         return averaging.combine(poses, weights, predictions)
 
@@ -184,8 +187,9 @@ class Adapted:
         """((prediction, canonical), state) for images `(B, S, S, C)` in [0, 1].
 
         Outside training the pose is the best one, the prediction that for it or the average over
-        the best `poses` (`canonical` is then still of the best one), and nothing is random. One key
-        serves the batch: dropout and Gumbel noise are drawn from it.
+        the best `poses` (`canonical` is then still of the best one), and nothing is random but
+        poses that are sampled. One key serves the batch: dropout, Gumbel noise and sampled poses
+        are drawn from it.
 
         Predictions that the scorer's features came with are used again; with a frozen predictor
         also in training, where `canonical.weights` sum them: one-hot for hard weights, and for soft
@@ -197,19 +201,16 @@ class Adapted:
             seen, known = self.orbit_features(params, state, images)
         canonical, state = self._canonicalize(params, state, images, seen, train, scorer_key)
         if known is not None and (self.freeze_predictor or not train):
-            y = self.combine(canonical.scores, known, canonical.weights if train else None)
-        elif train or self.poses == 1:
+            weights = canonical.weights if train else None
+            y = self.combine(canonical.scores, known, weights, predictor_key)
+        elif train and self.method == "predictions":
+            how = {"poses": None, "temperature": self.temperature}
+            y = self._average(params, state, images, canonical.scores, how)
+        elif train or (self.poses == 1 and self.weighting != "sampled"):
             y, state = self.predict(params, state, canonical.inputs, train=train, key=predictor_key)
         else:
-            y = averaging.weighted(
-                self.group,
-                canonical.scores,
-                images,
-                lambda x: self.predict(params, state, x)[0],
-                poses=self.poses,
-                chunk=self.chunk,
-                **self._sampling,
-            )
+            how = self._averaging(predictor_key)
+            y = self._average(params, state, images, canonical.scores, how)
         return (y, canonical), state
 
     def prepare(self, images: jax.Array) -> jax.Array:
@@ -220,27 +221,41 @@ class Adapted:
     def _sampling(self) -> dict[str, Any]:
         return {"pad": self.pad, "fill": self.fill, "interpolation": self.interpolation}
 
+    def _averaging(self, key) -> dict[str, Any]:
+        return {"poses": self.poses, "weighting": self.weighting, "key": key}
+
+    def _average(self, params, state, images, scores, how):
+        """The predictor's outputs for several poses, averaged; as in inference."""
+        predict = lambda x: self.predict(params, state, x)[0]  # noqa: E731
+        how = {**how, **self._sampling, "chunk": self.chunk}
+        return averaging.weighted(self.group, scores, images, predict, **how)
+
     def _turned_back(self, g, images):
         return canonicalization.canonicalize(self.group, g, images, **self._sampling)
 
     def _canonicalize(self, params, state, images, seen, train, key) -> tuple[Canonical, dict]:
         dropout, noise = (None, None) if key is None else jax.random.split(key)
         scores, state = self.score(params, state, seen, train=train, key=dropout)
+        mixes = train and self.method == "predictions"
+        hard = mixes or not train
         canonical = canonicalization.from_scores(
             self.group,
             scores,
             images,
-            method=self.method if train else "straight_through",
+            method="straight_through" if hard else self.method,
             temperature=self.temperature,
             key=noise,
             **self._sampling,
         )
+        if mixes:  # predictions are summed; the canonical input stays that of the best pose
+            soft = canonicalization.weights(scores, method="soft", temperature=self.temperature)
+            canonical = canonical._replace(weights=soft)
         return canonical, state
 
 
 def adapt(
     group: Group,
-    scorer: Network,
+    scorer: Network | energies.Energy,
     predictor: Network,
     *,
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
@@ -254,17 +269,22 @@ def adapt(
     features: Callable[..., jax.Array] | None = None,
     poses: int | None = 1,
     chunk: int | None = None,
+    weighting: str = "scores",
 ) -> Adapted:
     """Put a canonicalizer before a predictor.
 
     Args:
       group: whose elements the prediction shall not depend on.
-      scorer: images `(B, S, S, C)` in [0, 1] to scores `(B, |G|)`.
+      scorer: images `(B, S, S, C)` in [0, 1] to scores `(B, |G|)`; or an `energies.Energy` of the
+        predictor's outputs, which needs no training and brings its own `features`.
       predictor: preprocessed canonical images to predictions.
       preprocess: the predictor's own preprocessing, applied after canonicalization.
       output: how the group acts on predictions; "trivial", not at all, gives an invariant model.
       freeze_predictor: keep the predictor's parameters and statistics as they are.
-      method: weights while training, see `canonicalization.weights`.
+      method: weights while training, see `canonicalization.weights`; or "predictions", soft weights
+        that sum the predictions for all poses, |G| passes, where "soft" sums images (λ-equitune,
+        Basu et al. 2023, arXiv 2305.09900). It sums outputs, not inner features, which for a
+        network that ends in a linear layer is the same and asks nothing of its inside.
       temperature: of these weights.
       pad: what lies outside the image, see `actions.images`.
       fill: its value for `pad="constant"`.
@@ -276,10 +296,12 @@ def adapt(
         their scores (`averaging.weighted`, as many passes); None for all of the group.
       chunk: how many poses share a pass of the predictor, where it sees several: fewer take less
         memory. None for all of them.
+      weighting: how `poses` are chosen and weighted in inference, see `averaging`: "scores",
+        "faded", "equal", or "sampled", for which `apply` needs a key.
 
     Raises:
-      ValueError: an output or a method that does not exist, poses out of range, features of a
-        predictor that tells none.
+      ValueError: an output, method or weighting that does not exist, poses out of range, features
+        of a predictor that tells none, "predictions" with a predictor that is trained.
       TypeError: a scorer or predictor that is not a `Network`.
     """
     if output not in OUTPUTS:
@@ -287,13 +309,26 @@ def adapt(
             f"output={output!r} is not available: only {', '.join(OUTPUTS)} outputs, the same for "
             "every pose, are; carry others back yourself with canonicalization.invert."
         )
-    if method not in canonicalization.METHODS:
-        raise ValueError(f"Unknown method {method!r}: choose one of {canonicalization.METHODS}.")
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}: choose one of {METHODS}.")
+    if method == "predictions" and not freeze_predictor:
+        raise ValueError(
+            "method='predictions' runs the predictor as in inference: give freeze_predictor=True."
+        )
+    if weighting not in averaging.WEIGHTINGS:
+        raise ValueError(f"Unknown weighting {weighting!r}: choose one of {averaging.WEIGHTINGS}.")
     if poses is not None and not 1 <= poses <= group.order:
         raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
-    seen = group.order if features is not None or poses is None else poses
+    reads = features is not None or isinstance(scorer, energies.Energy)
+    seen = group.order if reads or poses is None else poses
+    if method == "predictions":  # all of them in training
+        seen = math.gcd(seen, group.order)
     if chunk is not None and not (chunk >= 1 and seen % chunk == 0):
         raise ValueError(f"chunk={chunk} does not divide the {seen} poses: choose a divisor.")
+    if isinstance(scorer, energies.Energy):
+        if features is not None:
+            raise ValueError("An Energy reads what it needs itself: leave `features` out.")
+        scorer, features, predictor = scorer.network, scorer.read, energies.telling(predictor)
     for name, network in (("scorer", scorer), ("predictor", predictor)):
         if not isinstance(network, Network):
             raise TypeError(
@@ -320,4 +355,5 @@ def adapt(
         features,
         poses,
         chunk,
+        weighting,
     )

@@ -3,13 +3,20 @@
 A single pose loses all where the scorer errs, and jumps where two poses tie: no continuous choice
 of one pose exists for common groups (Dym et al. 2024, arXiv 2402.16077). Averaging the predictions
 for the k best poses, weighted by the softmax of their scores, costs k passes of the predictor and
-softens the first; the second is gone where k is the order of the group. With equal scores that is
-group averaging (Puny et al. 2022, arXiv 2110.03336).
+softens the first; the second is gone where k is the order of the group. There are four weightings:
+
+    scores    softmax of the scores over the k best: a weighted frame where k is all of the group
+    faded     the same less what the next pose would have: a pose fades before another replaces it,
+              so the average is continuous with k below |G| too, where not all k + 1 best tie
+    equal     1/k each: group averaging where k is all of the group (Puny et al. 2022, arXiv
+              2110.03336; `mean`)
+    sampled   1/k each, for k poses drawn from the softmax, with replacement: their mean over keys
+              is the weighted frame (Kim et al. 2023, arXiv 2306.02866)
 
 Poses are added up from the best to the worst, so an input that is turned by an exact element, whose
-scores are the same numbers in other places, gives the same bits, unless scores tie. Outputs are
-those that the group does not act on (the trivial representation). Pure functions; no networks, no
-state.
+scores are the same numbers in other places, gives the same bits, unless scores tie; also where
+poses are drawn, which are ranks among the scores, and the key is the same. Outputs are those
+that the group does not act on (the trivial representation). Pure functions; no networks, no state.
 """
 
 from collections.abc import Callable
@@ -20,24 +27,34 @@ import jax.numpy as jnp
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import Group
 
+WEIGHTINGS = ("scores", "faded", "equal", "sampled")
+
 
 def best(
-    group: Group, scores: jax.Array, *, poses: int | None = None, temperature: float = 1.0
+    group: Group,
+    scores: jax.Array,
+    *,
+    poses: int | None = None,
+    temperature: float = 1.0,
+    weighting: str = "scores",
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(poses, weights) of the best poses, `(..., k)`, the best first.
+    """(poses, weights) of the best poses, `(..., k)`, the best first; or of poses drawn by a key.
 
     Args:
       group: the group.
       scores: `(..., |G|)`.
-      poses: k, how many; None for all of them.
-      temperature: the weights are softmax(scores / temperature) over the k poses; positive.
+      poses: k, how many; None for as many as the group has.
+      temperature: divides the scores in every softmax; positive.
+      weighting: one of WEIGHTINGS, see the module.
+      key: for "sampled", one key for the batch.
 
     Returns:
       int32 elements, and weights that sum to one, in at least float32.
 
     Raises:
       ValueError: scores that do not fit the group, k out of range, a temperature that is not
-        positive.
+        positive, an unknown weighting, "sampled" without a key.
     """
     if scores.ndim < 1 or scores.shape[-1] != group.order:
         raise ValueError(
@@ -51,9 +68,38 @@ def best(
         )
     if not isinstance(temperature, jax.Array) and temperature <= 0:
         raise ValueError(f"The temperature of the weights is {temperature}: it must be positive.")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"Unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}.")
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    chosen, elements = jax.lax.top_k(scores, poses)
-    return elements.astype(jnp.int32), jax.nn.softmax(chosen / temperature, -1)
+    if weighting == "sampled":
+        elements = _draw(scores, poses, temperature, key)
+        return elements, jnp.full(elements.shape, 1 / poses, scores.dtype)
+    fading = weighting == "faded" and poses < group.order
+    chosen, elements = jax.lax.top_k(scores, poses + fading)
+    elements = elements[..., :poses].astype(jnp.int32)
+    if weighting == "equal":
+        return elements, jnp.full(elements.shape, 1 / poses, scores.dtype)
+    chosen /= temperature
+    return elements, _faded(chosen) if fading else jax.nn.softmax(chosen, -1)
+
+
+def _draw(scores, poses, temperature, key):
+    """Elements `(..., k)` drawn from softmax(scores / temperature), as ranks among the scores."""
+    if key is None:
+        raise ValueError("Sampled poses are drawn: pass key=jax.random.key(...).")
+    ranked, elements = jax.lax.top_k(scores, scores.shape[-1])
+    ranks = jax.random.categorical(key, ranked / temperature, shape=(poses, *scores.shape[:-1]))
+    drawn = jnp.take_along_axis(elements, jnp.moveaxis(ranks, 0, -1), -1)
+    return drawn.astype(jnp.int32)
+
+
+def _faded(scores):
+    """Weights `(..., k)` ∝ exp(s_j) − exp(s_{k+1}) of the k + 1 best scores; equal if all tie."""
+    weights = jnp.exp(scores[..., :-1] - scores[..., :1])
+    weights -= jnp.exp(scores[..., -1:] - scores[..., :1])
+    total = weights.sum(-1, keepdims=True)
+    tied = total <= 0
+    return jnp.where(tied, 1 / weights.shape[-1], weights / jnp.where(tied, 1, total))
 
 
 def combine(poses: jax.Array, weights: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -84,12 +130,14 @@ def weighted(
     *,
     poses: int | None = None,
     temperature: float = 1.0,
+    weighting: str = "scores",
+    key: jax.Array | None = None,
     chunk: int | None = None,
     pad: str = "edge",
     fill: float = 0.0,
     interpolation: str = "linear",
 ) -> jax.Array:
-    """Σ_j w_j p(g_j⁻¹·x) over the k best poses g_j: k passes of the predictor p for each image.
+    """Σ_j w_j p(g_j⁻¹·x) over k poses g_j of `best`: k passes of the predictor p for each image.
 
     With a `chunk` below k only the running sum and so many poses of the batch are in memory at a
     time, however large the group; reverse-mode derivatives then make each pass again.
@@ -102,6 +150,8 @@ def weighted(
         or probabilities to average those.
       poses: k; None for all of the group.
       temperature: of the weights, see `best`.
+      weighting: how the poses are chosen and weighted, see `best`.
+      key: for "sampled".
       chunk: poses that share a pass, which sees chunk · B images; it divides k. None for all, the
         fastest where there is room (on CPUs, XLA runs a loop of smaller passes on one core).
       pad: what lies outside the image, see `actions.images`.
@@ -112,7 +162,9 @@ def weighted(
       ValueError: shapes that do not fit, k or the temperature out of range, a chunk that does not
         divide k.
     """
-    elements, weights = best(group, scores, poses=poses, temperature=temperature)
+    elements, weights = best(
+        group, scores, poses=poses, temperature=temperature, weighting=weighting, key=key
+    )
     k = elements.shape[-1]
     if scores.ndim != 2 or images.ndim != 4 or scores.shape[0] != images.shape[0]:
         raise ValueError(
@@ -142,6 +194,26 @@ def weighted(
         return add(total, (elements, weights))[0].astype(output.dtype)
     parts = [jnp.moveaxis(x.reshape(x.shape[0], -1, chunk), 1, 0) for x in (elements, weights)]
     return jax.lax.scan(jax.checkpoint(add), total, tuple(parts))[0].astype(output.dtype)
+
+
+def mean(
+    group: Group,
+    images: jax.Array,
+    predict: Callable[[jax.Array], jax.Array],
+    *,
+    chunk: int | None = None,
+    pad: str = "edge",
+    fill: float = 0.0,
+    interpolation: str = "linear",
+) -> jax.Array:
+    """Group averaging, 1/|G| Σ_g p(g⁻¹·x), which needs no scores; arguments as for `weighted`.
+
+    |G| passes for each image. An exactly turned image gives the same up to rounding, because the
+    poses are added up in the order of the elements.
+    """
+    scores = jnp.zeros((images.shape[0], group.order))
+    how = {"chunk": chunk, "pad": pad, "fill": fill, "interpolation": interpolation}
+    return weighted(group, scores, images, predict, weighting="equal", **how)
 
 
 def _weigh(weight, output):

@@ -1,5 +1,9 @@
-"""How a network that is not adapted breaks when its images are turned."""
+"""How a network that is not adapted breaks when its images are turned.
 
+And what canonicalization without training makes of it: poses chosen by an energy of its outputs.
+"""
+
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -10,11 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from equiadapt_jax import groups, runs
+import jax.numpy as jnp
+import numpy as np
+
+from equiadapt_jax import energies, groups, runs
+from equiadapt_jax.adaptation import adapt
 from equiadapt_jax.data import Dataset, open_dataset
 from equiadapt_jax.evaluation import GroupTurns
 from equiadapt_jax.evaluation.assess import Images, Subject, assess
 from equiadapt_jax.evaluation.predictions import (
+    adapted_prediction,
     as_sentence,
     check_prediction,
     pretrained_prediction,
@@ -22,6 +31,7 @@ from equiadapt_jax.evaluation.predictions import (
 )
 from equiadapt_jax.evaluation.report import leave, table
 from equiadapt_jax.evaluation.wording import about_probabilities, verdict
+from equiadapt_jax.interface import Network
 from equiadapt_jax.predictors import Pretrained
 from equiadapt_jax.training.workdir import read_config
 
@@ -41,12 +51,16 @@ def evaluate(
     sweep_images: int = 1000,
     data_dir: str = "",
     batch_size: int = 0,
+    adapt_by: str = "",
+    margin: float = 0.0,
     pictures: str | os.PathLike = "",
     command: str = "",
 ) -> tuple[dict[str, float], str, str]:
     """(metrics, table, verdict) of a predictor alone, on images turned by a group.
 
-    Where it seems to return probabilities for logits, the table says so below.
+    With `adapt_by` also of the same predictor behind a canonicalizer that needs no training: it is
+    shown every pose of the group, and the one of the highest energy is taken (`energies`). Where
+    it seems to return probabilities for logits, the table says so below.
 
     Args:
       predictor: `path/to/file.py:name` or `package.module:name`, see `read_predictor`; or the
@@ -62,6 +76,9 @@ def evaluate(
       sweep_images: see `sweep`.
       data_dir: where prepared datasets lie.
       batch_size: images per batch.
+      adapt_by: confidence, entropy, logit_energy or feature_norm; or `file.py:name` of a function
+        of prediction and feature maps; empty for the predictor alone.
+      margin: by how much a pose must beat the identity, else that is kept; see `energies.gate`.
       pictures: a directory for report.html, per_image.csv and PNG files; none without it.
       command: what was typed, for the report.
 
@@ -70,6 +87,7 @@ def evaluate(
       FloatingPointError: logits that are not finite.
     """
     turned_by, name = groups.from_name(group), display_name(predictor)
+    energy = _energy(adapt_by, margin)
     run = read_config(predictor) if Path(predictor).is_dir() else None
     found = None if run else read_predictor(predictor)
     dataset, images = _images(run, data, data_dir, size, fit, split, batch_size)
@@ -80,8 +98,16 @@ def evaluate(
     else:
         subject, how = _subject(found, name, images, len(dataset.classes))
         turns = GroupTurns(turned_by)
+    subjects = {"vanilla": subject}
+    if energy is not None:
+        if run:
+            own = params["predictor"], state["predictor"]
+            found = Pretrained(model.predictor, *own, model.preprocess)
+        elif not isinstance(found, Pretrained):
+            found = _as_pretrained(subject, images.batch_size)
+        subjects["adapted"] = _adapted(energy, found, subject, turns)
     findings = assess(
-        {"vanilla": subject}, images, turns, dataset.classes,
+        subjects, images, turns, dataset.classes,
         random_angles=random_angles, sweep=sweep, sweep_images=sweep_images, watch=runs.watch,
     )  # fmt: skip
     caveat = about_probabilities(name) if findings.outcomes["vanilla"].probabilities else ""
@@ -91,23 +117,32 @@ def evaluate(
             "turned by": f"{turned_by}, {len(turns)} elements",
             "data": runs.describe_data(dataset, images, data if data != dataset.name else ""),
         }
-        leave(Path(pictures), findings, images, name=name, facts=facts, caveat=caveat)
+        if energy is not None:
+            facts["adapted by"] = (
+                f"{adapt_by} over {turned_by}, margin {margin:g}, {turned_by.order} passes of the "
+                "predictor for an image, no training"
+            )
+        leave(
+            Path(pictures), findings, images, group=turned_by if energy else None, name=name,
+            facts=facts, caveat=caveat,
+        )  # fmt: skip
     text = table(findings.metrics, turns.labels, str(turned_by)) + runs.warning(caveat)
-    return dict(findings.metrics), text, verdict(findings, None)
+    return dict(findings.metrics), text, verdict(findings, turned_by if energy else None)
 
 
 def evaluation_directory(
-    predictor: str, data: str = "", group: str = "cyclic4", split: str = ""
+    predictor: str, data: str = "", group: str = "cyclic4", split: str = "", adapt_by: str = ""
 ) -> Path:
     """Where `evaluate` of the same arguments leaves its files by default.
 
-    Its name has the predictor, data and group, and a split that is given, so that no evaluation
-    replaces another: `runs/eval-my_network-predict-photos-cyclic8`.
+    Its name has the predictor, data and group, and a split or an energy that is given, so that no
+    evaluation replaces another: `runs/eval-my_network-predict-photos-cyclic8`.
     """
     if not data and Path(predictor).is_dir():
         own = read_config(predictor)[0].data
         data = own.root or own.name
-    parts = (display_name(predictor), data, str(groups.from_name(group)), split)
+    by = display_name(adapt_by) if adapt_by else ""
+    parts = (display_name(predictor), data, str(groups.from_name(group)), split, by)
     return Path("runs", "-".join(["eval", *(runs.file_name(part) for part in parts if part)]))
 
 
@@ -191,6 +226,50 @@ def _subject(found, name, images, classes):
         print(f"{name} gets NumPy arrays, since JAX cannot trace it ({reason}).")
     how = "called with NumPy arrays" if reason else "compiled by JAX"
     return Subject(predict, params, state, traced=not reason, name=name), how
+
+
+def _energy(name, margin):
+    """The `Energy` of a name or of the user's own function; None where there is no name."""
+    if not name:
+        if margin:
+            raise ValueError(f"--margin={margin:g} is that of --adapt=: give both.")
+        return None
+    if name in energies.NAMED:
+        return energies.Energy(energies.NAMED[name], margin)
+    path, _, function = name.rpartition(":")
+    if not (path and function.isidentifier()):
+        raise ValueError(
+            f"--adapt={name} is no energy: choose {', '.join(energies.NAMED)}, or give "
+            "path/to/file.py:name of a function of prediction and feature maps."
+        )
+    module = _import_file(path) if path.endswith(".py") else _import_module(path)
+    if not callable(getattr(module, function, None)):
+        raise ValueError(f"{path} has no function {function!r} (--adapt={name}).")
+    return energies.Energy(getattr(module, function), margin)
+
+
+def _as_pretrained(subject, batch_size):
+    """A function of images, as `check_prediction` wrapped it, in the form of a network."""
+
+    def apply(params, state, x, *, train=False, key=None):
+        if subject.traced:
+            return subject.predict(params, state, x)[0], state
+        parts = np.split(np.array(x), range(batch_size, len(x), batch_size))  # as it was tried
+        return jnp.concatenate([subject.predict(params, state, p)[0] for p in parts]), state
+
+    return Pretrained(Network(lambda key, x: ({}, {}), apply), {}, {})
+
+
+def _adapted(energy, network, subject, turns):
+    """A pretrained network behind a canonicalizer that chooses poses by an energy."""
+    model = adapt(
+        turns.group, energy, network.network, preprocess=network.preprocess, freeze_predictor=True,
+        pad=turns.pad, fill=turns.fill,
+    )  # fmt: skip
+    params, state = ({"scorer": {}, "predictor": own} for own in (network.params, network.state))
+    return dataclasses.replace(
+        subject, predict=adapted_prediction(model), params=params, state=state, group=turns.group
+    )
 
 
 def _accepts(function, *arguments):

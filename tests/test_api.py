@@ -120,11 +120,12 @@ PUBLIC = {
     "canonicalization.from_scores": (
         "group, scores, images, *, method=, temperature=, key=, pad=, fill=, interpolation="
     ),
-    "averaging.best": "group, scores, *, poses=, temperature=",
+    "averaging.best": "group, scores, *, poses=, temperature=, weighting=, key=",
+    "averaging.mean": "group, images, predict, *, chunk=, pad=, fill=, interpolation=",
     "averaging.combine": "poses, weights, outputs",
     "averaging.weighted": (
-        "group, scores, images, predict, *, poses=, temperature=, chunk=, pad=, fill=, "
-        "interpolation="
+        "group, scores, images, predict, *, poses=, temperature=, weighting=, key=, "
+        "chunk=, pad=, fill=, interpolation="
     ),
     "priors.Identity.loss": "self, group, scores, *, applied=",
     "priors.Categorical": "probabilities, kl_weight=, per_sample=",
@@ -135,8 +136,14 @@ PUBLIC = {
     "from_function": "function, init=, features=",
     "adapt": (
         "group, scorer, predictor, *, preprocess=, output=, freeze_predictor=, method=, "
-        "temperature=, pad=, fill=, interpolation=, features=, poses=, chunk="
+        "temperature=, pad=, fill=, interpolation=, features=, poses=, chunk=, "
+        "weighting="
     ),
+    "orbit_scorer": "group, network, *, reference=, scale=, pad=, fill=, interpolation=",
+    "energies.Energy": "function, margin=",
+    "energies.confidence": "logits, maps=",
+    "energies.gate": "scores, margin",
+    "energies.search": ("energy, images, *, angles=, steps=, chunk=, pad=, fill=, interpolation="),
     "predictors.load": (
         "path, *, preprocess=, sha256=, image_size=, head=, channels=, heads=, dtype="
     ),
@@ -146,7 +153,7 @@ PUBLIC = {
     "adaptation.Adapted.predict": "self, params, state, images, *, train=, key=",
     "adaptation.Adapted.orbit_features": "self, params, state, images",
     "adaptation.Adapted.score": "self, params, state, seen, *, train=, key=",
-    "adaptation.Adapted.combine": "self, scores, predictions, weights=",
+    "adaptation.Adapted.combine": "self, scores, predictions, weights=, key=",
 }
 
 

@@ -140,6 +140,102 @@ def test_equal_scores_are_group_averaging_and_one_pose_is_canonicalization(x64):
     np.testing.assert_allclose(single, predict(np.stack(upright)), atol=1e-12)
 
 
+# ---- how poses are weighted ----
+
+
+@pytest.mark.parametrize("poses", [1, 3, 5, 6])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_weightings_are_what_they_are_said_to_be(poses, temperature, x64):
+    group, rows = Cyclic(6), noise(4, 6, dtype=np.float64, seed=5)
+    how = {"poses": poses, "temperature": temperature}
+    for weighting in ("scores", "faded", "equal"):
+        elements, weights = averaging.best(group, jnp.asarray(rows), weighting=weighting, **how)
+        for row, g, w in zip(rows, elements, weights, strict=True):
+            order = sorted(range(6), key=lambda i, row=row: -row[i])
+            np.testing.assert_array_equal(g, order[:poses])
+            above = np.exp(row[order] / temperature)
+            expected = np.ones(poses) if weighting == "equal" else above[:poses]
+            if weighting == "faded" and poses < 6:
+                expected = expected - above[poses]
+            np.testing.assert_allclose(w, expected / expected.sum(), atol=1e-12)
+
+
+def jump(weighting, poses, scores=(2.0, 1.0, 1.0, -1.0)):
+    """By how much the average changes where the second and third of four scores change places."""
+    group, outputs = Cyclic(4), jnp.asarray([[1.0, 10.0, -10.0, 5.0]])
+    before, after = np.float32([scores]), np.float32([scores])
+    before[0, 1] += 1e-5
+    after[0, 2] += 1e-5
+    one, other = (
+        averaging.combine(*averaging.best(group, s, poses=poses, weighting=weighting), outputs)
+        for s in (jnp.asarray(before), jnp.asarray(after))
+    )
+    return float(abs(one - other)[0])
+
+
+def test_what_is_continuous_where_poses_change_places():
+    assert jump("scores", 2) > 1
+    assert jump("faded", 2) < 1e-3
+    assert jump("scores", None) < 1e-3
+    assert jump("scores", 1, (1.0, 1.0, 0.0, 0.0)) < 1e-3  # the best stays the same one
+    assert jump("scores", 1, (0.0, 1.0, 1.0, 0.0)) > 1
+
+
+def test_poses_that_all_tie_fade_alike_with_finite_gradients():
+    def first(scores):
+        return averaging.best(Cyclic(4), scores, poses=2, weighting="faded")[1][..., 0].sum()
+
+    value, gradient = jax.value_and_grad(first)(jnp.ones((1, 4)))
+    assert value == 0.5
+    assert jnp.isfinite(gradient).all()
+
+
+def test_drawn_poses_are_distributed_as_the_softmax(x64):
+    scores = jnp.asarray([[0.0, 1.0, -1.0, 0.5]])
+    elements, weights = averaging.best(
+        Cyclic(4), jnp.tile(scores, (5000, 1)), poses=4, temperature=0.7, weighting="sampled",
+        key=jax.random.key(0),
+    )  # fmt: skip
+    expected = np.exp(np.asarray(scores[0]) / 0.7)
+    expected /= expected.sum()
+    share = np.bincount(np.asarray(elements).ravel(), minlength=4) / elements.size
+    np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / elements.size))
+    assert elements.dtype == jnp.int32
+    assert (weights == 0.25).all()
+
+
+@pytest.mark.parametrize("weighting", averaging.WEIGHTINGS)
+def test_exact_turns_leave_every_bit_whatever_the_weighting(weighting):
+    group, x, scores = Dihedral(4), jnp.asarray(noise(3, 5, 5, 1)), noise(3, 8, seed=4)
+    key = jax.random.key(3)
+    average = jax.jit(
+        lambda s, x: averaging.weighted(group, s, x, predict, poses=3, weighting=weighting, key=key)
+    )
+    for g in range(8):
+        turned = np.empty_like(scores)
+        turned[:, np.asarray(group.compose(g, group.elements()))] = scores
+        other = average(turned, image_actions.act(group, g, x))
+        np.testing.assert_array_equal(average(scores, x), other)
+
+
+def test_the_mean_of_drawn_poses_is_the_weighted_average(x64):
+    group, x, scores = Cyclic(4), noise(2, 5, 5, 1, dtype=np.float64), noise(2, 4, seed=6)
+    how = {"poses": 2, "weighting": "sampled"}
+    draw = lambda key: averaging.weighted(group, scores, x, predict, key=key, **how)  # noqa: E731
+    drawn = jax.vmap(draw)(jax.random.split(jax.random.key(1), 4000))
+    expected = averaging.weighted(group, scores, x, predict)
+    error = np.abs(drawn.mean(0) - expected)
+    assert (error < 4 * drawn.std(0) / np.sqrt(4000)).all()
+    np.testing.assert_array_equal(draw(jax.random.key(2)), draw(jax.random.key(2)))
+
+
+def test_the_mean_over_the_group_needs_no_scores(x64):
+    x = noise(3, 5, 5, 1, dtype=np.float64)
+    expected = np.mean([predict(np.rot90(x, k, (1, 2))) for k in range(4)], 0)
+    np.testing.assert_allclose(averaging.mean(Cyclic(4), x, predict), expected, atol=1e-12)
+    np.testing.assert_allclose(averaging.mean(Cyclic(4), x, predict, chunk=2), expected, atol=1e-12)
+
+
 def test_any_shape_of_output_and_low_precision_inputs():
     group, scores = Cyclic(4), noise(2, 4)
     x = jnp.asarray(noise(2, 4, 4, 1), jnp.bfloat16)
@@ -158,6 +254,12 @@ REFUSED = {
     "too many poses": (lambda: averaging.best(C4, SCORES, poses=5), "poses=5: average over 1 to 4"),
     "a temperature of zero": (
         lambda: averaging.best(C4, SCORES, temperature=0.0), "weights is 0.0: it must be positive",
+    ),
+    "an unknown weighting": (
+        lambda: averaging.best(C4, SCORES, weighting="best"), "Unknown weighting 'best': choose",
+    ),
+    "a draw without a key": (
+        lambda: averaging.best(C4, SCORES, weighting="sampled"), "pass key=jax.random.key",
     ),
     "images without scores": (
         lambda: averaging.weighted(C4, SCORES, X[:1], predict), r"\(B, \|G\|\) and \(B, H, W, C\)",

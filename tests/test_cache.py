@@ -267,7 +267,7 @@ def test_a_start_with_other_networks_is_refused(done, tiny, tmp_path):
 @pytest.mark.parametrize("averaging", ["double", "top0", "top5", "top"])
 def test_an_average_that_does_not_exist_is_refused(averaging, tiny, tmp_path):
     config = dataclasses.replace(reading(tiny), averaging=averaging)
-    message = f"config.averaging is '{averaging}': choose single, weighted, or top1 to top4"
+    message = f"config.averaging is '{averaging}': choose single, weighted, mean, or top<k>,"
     with pytest.raises(ValueError, match=message):
         run.train(config, tmp_path / "run")
 

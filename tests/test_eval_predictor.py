@@ -81,6 +81,11 @@ unprepared = ready._replace(preprocess=0.5)
 number = 3
 
 
+def spread(prediction, maps):
+    assert maps == ()
+    return prediction.max(-1) - prediction.min(-1)
+
+
 def one_by_one(images):
     return images.mean()
 
@@ -171,6 +176,69 @@ def expected(logits_of, images, labels):
         "vanilla/accuracy/r180s": right[6].mean(),
         "vanilla/class/3/group_accuracy": right[:, labels == 3].mean(),
     }
+
+
+def test_without_training_the_best_pose_of_an_energy_is_taken(network, data_dir, tmp_path):
+    """For functions of JAX and of NumPy arrays, and an energy of the user's own."""
+    weights = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    images, labels = digits(data_dir)
+    turned = np.stack([np.rot90(images, -g, (1, 2)).reshape(360, -1) @ weights for g in range(4)])
+    ranked = np.sort(turned.astype(np.float64))
+    odds = ranked[..., -1] - np.log(np.exp(ranked[..., :-1]).sum(-1))
+    chosen = {
+        "confidence": odds.argmax(0),
+        f"{network}:spread": np.ptp(turned, axis=-1).argmax(0),
+    }
+    for name, by in (("with_jax", "confidence"), ("with_numpy", f"{network}:spread")):
+        metrics, table, verdict = robustness.evaluate(
+            f"{network}:{name}", "digits", data_dir=data_dir, adapt_by=by, pictures=tmp_path / name,
+        )  # fmt: skip
+        best = turned[chosen[by], np.arange(360)].argmax(-1)
+        assert metrics["adapted/accuracy"] == pytest.approx((best == labels).mean(), abs=1e-12)
+        assert metrics["adapted/group_accuracy"] == pytest.approx(metrics["adapted/accuracy"])
+        assert metrics["adapted/changed_rate"] == 0
+        assert metrics["adapted/identity_rate"] == pytest.approx((chosen[by] == 0).mean())
+        assert metrics["vanilla/accuracy"] == pytest.approx((turned[0].argmax(-1) == labels).mean())
+        assert "adapted" in table
+        assert "the adapted model" in verdict.lower()
+        report = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        assert "no training" in report
+
+
+def test_a_gate_leaves_upright_inputs_alone(network, data_dir):
+    metrics, *_ = robustness.evaluate(
+        f"{network}:with_jax", "digits", data_dir=data_dir, adapt_by="entropy", margin=100.0
+    )
+    assert metrics["adapted/identity_rate"] == 1
+    for figure in ("accuracy", "group_accuracy", "changed_rate"):
+        assert metrics[f"adapted/{figure}"] == metrics[f"vanilla/{figure}"]
+
+
+def test_networks_and_runs_are_adapted_without_training(network, workdir, data_dir):
+    for predictor, by in ((f"{network}:resnet", "feature_norm"), (str(workdir), "confidence")):
+        data = "" if predictor == str(workdir) else "digits"
+        metrics, *_ = robustness.evaluate(predictor, data, data_dir=data_dir, adapt_by=by)
+        assert metrics["adapted/changed_rate"] == 0
+        assert metrics["vanilla/changed_rate"] > 0
+    name = robustness.evaluation_directory(f"{network}:vit", "digits", "cyclic8", adapt_by=by)
+    assert name.name == "eval-my_network-vit-digits-cyclic8-confidence"
+
+
+@pytest.mark.parametrize(
+    ("adapt_by", "margin", "sentence"),
+    [
+        ("", 1.0, "--margin=1 is that of --adapt="),
+        ("sharpness", 0.0, "--adapt=sharpness is no energy: choose confidence, entropy"),
+        ("{network}:sharpness", 0.0, "has no function 'sharpness'"),
+        ("feature_norm", 0.0, "the predictor tells none: choose confidence"),
+    ],
+)
+def test_energies_that_do_not_exist_are_refused(adapt_by, margin, sentence, network, data_dir):
+    adapt_by = adapt_by.format(network=network)
+    with pytest.raises(ValueError, match=sentence):
+        robustness.evaluate(
+            f"{network}:with_jax", "digits", data_dir=data_dir, adapt_by=adapt_by, margin=margin
+        )
 
 
 @pytest.mark.parametrize("name", ["with_jax", "with_numpy"])

@@ -75,13 +75,13 @@ def measure(
     All batches have `batch` images, the last of them padded, so that nothing is compiled twice.
     """
     batch = min(batch, len(evaluation.labels))
-    predict(_batches(evaluation.images("0"), batch)[0])
+    predict(in_batches(evaluation.images("0"), batch)[0])
     turns: dict[str, dict[str, float | None]] = {}
     seconds, upright = 0.0, None
     for turn in TURNS:
         images = evaluation.images(turn)
         began = time.perf_counter()
-        outputs = [predict(part) for part in _batches(images, batch)]
+        outputs = [predict(part) for part in in_batches(images, batch)]
         seconds += time.perf_counter() - began
         classes = np.concatenate([c for c, _ in outputs])[: len(images)]
         upright = classes if upright is None else upright
@@ -135,6 +135,7 @@ def measured_on(path: Path, evaluation: Evaluation) -> bool:
     return path.exists() and read(path)["evaluation"] == evaluation.digest
 
 
-def _batches(images: np.ndarray, size: int) -> list[np.ndarray]:
+def in_batches(images: np.ndarray, size: int) -> list[np.ndarray]:
+    """The images in batches of one size, the last filled up with the first of them."""
     padded = np.resize(np.arange(len(images)), math.ceil(len(images) / size) * size)
     return [images[part] for part in np.split(padded, len(padded) // size)]

@@ -141,7 +141,7 @@ def measure_run(workdir: Path, test: evaluation.Evaluation, output: Path) -> Non
     apply = jax.jit(model.apply)
 
     def predict(batch):
-        (logits, canonical), _ = apply(params, state, batch)
+        (logits, canonical), _ = apply(params, state, batch, key=jax.random.key(0))
         # Of an element of D_n the rotation counts: mirrored or not, the image is brought upright.
         return np.asarray(logits).argmax(-1), np.asarray(canonical.pose) % model.group.n
 

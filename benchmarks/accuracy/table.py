@@ -1,6 +1,6 @@
 """One Markdown table of results; see evaluation.py for what a result is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.accuracy.evaluation import ELEMENTS, RANDOM, Result
@@ -37,7 +37,9 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
 }
 
 
-def table(results: Sequence[Result]) -> str:
+def table(
+    results: Sequence[Result], columns: Mapping[str, Callable[[Result], str]] = COLUMNS
+) -> str:
     """Markdown, one row for each result, in their order; accuracies in percent.
 
     Raises ValueError for results that were measured on different images.
@@ -48,6 +50,6 @@ def table(results: Sequence[Result]) -> str:
                 f"{result['method']!r} was measured on other images than {results[0]['method']!r}: "
                 "measure both on the same file."
             )
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    lines += [[cell(result) for cell in COLUMNS.values()] for result in results]
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cell(result) for cell in columns.values()] for result in results]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

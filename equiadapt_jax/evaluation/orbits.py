@@ -126,10 +126,7 @@ def make_evaluator(
         and ValueError for images without a label, which TFDS marks by -1.
     """
 
-    @jax.jit
-    def look_inside(params, state, images, turn, first):
-        turned, angle, mirrored = turns.apply(images, turn, first)
-        logits, pose, *scores = predict(params, state, turned)
+    def look_at(angle, mirrored, logits, pose, *scores):
         if pose is None:
             return {"logits": logits}
         right = [
@@ -139,11 +136,17 @@ def make_evaluator(
         found = {"logits": logits, "pose": pose, "pose_right": jnp.stack(right).any(0)}
         return {**found, "scores": scores[0]} if scores else found
 
-    turn_only = jax.jit(lambda images, turn, first: turns.apply(images, turn, first)[0])
+    @jax.jit
+    def look_inside(params, state, images, turn, first):
+        turned, angle, mirrored = turns.apply(images, turn, first)
+        return look_at(angle, mirrored, *predict(params, state, turned))
+
+    turn_only = jax.jit(turns.apply)
 
     def look_outside(params, state, images, turn, first):
-        turned = np.array(turn_only(images, turn, first))  # a copy, as PyTorch wants to own it
-        return {"logits": predict(params, state, turned)[0]}
+        turned, angle, mirrored = turn_only(images, turn, first)
+        turned = np.array(turned)  # a copy, as PyTorch wants to own it
+        return look_at(angle, mirrored, *predict(params, state, turned))
 
     look = look_inside if traced else look_outside
 

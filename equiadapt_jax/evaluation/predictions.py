@@ -16,10 +16,13 @@ from equiadapt_jax.predictors import Pretrained
 
 
 def adapted_prediction(model: Adapted) -> Callable[..., tuple]:
-    """`predict(params, state, images) -> (logits, pose, scores)` of the adapted model."""
+    """`predict(params, state, images) -> (logits, pose, scores)` of the adapted model.
+
+    Where it samples poses, each row of a batch always gets the same draws.
+    """
 
     def predict(params, state, images):
-        (logits, canonical), _ = model.apply(params, state, images)
+        (logits, canonical), _ = model.apply(params, state, images, key=jax.random.key(0))
         return logits, canonical.pose, canonical.scores
 
     return predict

@@ -59,7 +59,7 @@ class FeatureScorer(nn.Module):
                 f"FeatureScorer reads maps (N, H, W, C) and logits (N, K), got "
                 f"{[m.shape for m in maps]} and {output.shape}: give other features to the network."
             )
-        pooled = [_standardize(_pool(m, self.grid)) for m in maps]
+        pooled = [_standardize(pool(m, self.grid)) for m in maps]
         output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
         return jnp.concatenate([*pooled, jax.nn.log_softmax(output)], -1)
 
@@ -91,7 +91,7 @@ class FeatureScorer(nn.Module):
         return nn.gelu(nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(x))
 
 
-def _pool(x, grid):
+def pool(x: jax.Array, grid: int) -> jax.Array:
     """Averages over grid × grid cells of equal area, `(N, grid² C)`, for maps of any size."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rows, columns = (jnp.asarray(_cells(size, grid), dtype) for size in x.shape[1:3])

@@ -3,22 +3,35 @@
 import dataclasses
 import difflib
 import functools
+import math
 import re
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax import groups, networks, predictors, priors
+from equiadapt_jax import energies, groups, networks, predictors, priors
 from equiadapt_jax.adaptation import Adapted, adapt
 from equiadapt_jax.interface import from_function, from_linen
+from equiadapt_jax.orbit_scoring import REFERENCES, orbit_scorer
 from equiadapt_jax.training.config import Config, Prior
 
-_SCORERS = {"group_conv": networks.GroupConvNet, "features": networks.FeatureScorer}
+# Networks that see every pose as an image of its own; and energies, which have no network.
+_ENERGIES = {
+    "energy": networks.ConvNet,
+    "energy_resnet": predictors.ResNet,
+    "energy_vit": predictors.ViT,
+}
+_SCORERS = {
+    "group_conv": networks.GroupConvNet,
+    "features": networks.FeatureScorer,
+    **_ENERGIES,
+    **energies.NAMED,
+}
 _PREDICTORS = {"vit": predictors.ViT, "resnet": predictors.ResNet}
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 # Set elsewhere in the settings, or by Flax.
-_NOT_OPTIONS = ("group", "num_classes", "dtype", "pad", "fill", "parent", "name")
+_NOT_OPTIONS = ("group", "num_classes", "outputs", "dtype", "pad", "fill", "parent", "name")
 BASELINES = ("vanilla", "augmentation")  # the predictor alone
 MODES = ("joint", "frozen", "prior", *BASELINES)
 
@@ -31,12 +44,7 @@ def build_model(config: Config, classes: int) -> Adapted:
     group = groups.from_name(config.group)
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
-    images = config.scorer.name != "features"
-    seen = {"pad": config.adaptation.pad, "fill": config.adaptation.fill} if images else {}
-    scorer = _make(
-        "scorer", _network("scorer", config.scorer.name), (group,), config.scorer.options,
-        dtype=dtype, **seen,
-    )  # fmt: skip
+    scorer, features = _scorer(config, group, dtype)
     predictor = _make(
         "predictor", _network("predictor", config.predictor.name), (classes,),
         config.predictor.options, dtype=dtype,
@@ -53,7 +61,7 @@ def build_model(config: Config, classes: int) -> Adapted:
         )
     return adapt(
         group,
-        from_linen(scorer),
+        scorer,
         from_linen(predictor),
         preprocess=predictors.Preprocess(mean=mean, std=std),
         freeze_predictor=mode != "joint",
@@ -62,29 +70,91 @@ def build_model(config: Config, classes: int) -> Adapted:
         pad=config.adaptation.pad,
         fill=config.adaptation.fill,
         interpolation=config.adaptation.interpolation,
-        features=None if images else scorer.read,
-        poses=_poses(config.averaging, group),
+        features=features,
         chunk=_chunk(config, group),
+        **_averaging(config.averaging, group),
     )
 
 
-def _poses(averaging, group):
-    """How many poses the setting averages over; None for all."""
-    if averaging in ("single", "weighted"):
-        return 1 if averaging == "single" else None
-    match = re.fullmatch(r"top([1-9][0-9]*)", averaging)
-    if match is None or int(match[1]) > group.order:
+def _scorer(config, group, dtype):
+    """(scorer, the features that it reads or None), as `adapt` takes them."""
+    settings, adaptation = config.scorer, config.adaptation
+    cls = _network("scorer", settings.name)
+    _check_scorer(config)
+    if settings.name in energies.NAMED:
+        return energies.Energy(cls, settings.margin), None
+    sampling = {"pad": adaptation.pad, "fill": adaptation.fill}
+    if settings.name in _ENERGIES:
+        width = settings.embedding if settings.reference != "none" else 1
+        network = from_linen(_make("scorer", cls, (width,), settings.options, dtype=dtype))
+        return orbit_scorer(
+            group, network, reference=settings.reference,
+            interpolation=adaptation.interpolation, **sampling,
+        ), None  # fmt: skip
+    if settings.name == "features":
+        scorer = _make("scorer", cls, (group,), settings.options, dtype=dtype)
+        return from_linen(scorer), scorer.read
+    return from_linen(
+        _make("scorer", cls, (group,), settings.options, dtype=dtype, **sampling)
+    ), None
+
+
+def _check_scorer(config):
+    """Refuse settings that say something of another scorer than the one named."""
+    settings, adaptation = config.scorer, config.adaptation
+    name, free = settings.name, settings.name in energies.NAMED
+    _choose("scorer.reference", settings.reference, REFERENCES)
+    if settings.embedding < 1:
+        raise ValueError(f"config.scorer.embedding is {settings.embedding}: give 1 or more.")
+    if adaptation.method == "predictions" and adaptation.mode == "joint":
         raise ValueError(
-            f"config.averaging is {averaging!r}: choose single, weighted, or top1 to "
-            f"top{group.order} for {group}."
+            "config.adaptation.method=predictions runs the predictor as in inference: choose "
+            "config.adaptation.mode=frozen."
         )
-    return int(match[1])
+    if free and adaptation.mode in ("frozen", "prior"):
+        raise ValueError(
+            f"config.scorer.name={name} has nothing to train where the predictor is kept "
+            f"(config.adaptation.mode={adaptation.mode}): evaluate without a run, by "
+            f"eval.py --predictor=… --data=… --adapt={name}."
+        )
+    if settings.margin and not free:
+        raise ValueError(
+            f"config.scorer.margin is {settings.margin}, and the scorer {name} is trained: only "
+            f"{', '.join(energies.NAMED)} have a margin."
+        )
+    for term in ("contrastive_weight", "artefact_weight"):
+        embeds = name in _ENERGIES and settings.reference != "none"
+        if getattr(adaptation, term) and not embeds:
+            raise ValueError(
+                f"config.adaptation.{term} needs embeddings of the poses: choose "
+                f"config.scorer.name of {', '.join(_ENERGIES)}, with a reference learned or fixed."
+            )
+
+
+def _averaging(averaging, group):
+    """The poses and the weighting that the setting stands for, as `adapt` takes them."""
+    named = {"single": (1, "scores"), "weighted": (None, "scores"), "mean": (None, "equal")}
+    kinds = {"top": "scores", "faded": "faded", "sampled": "sampled"}
+    match = re.fullmatch(r"(top|faded|sampled)([1-9][0-9]*)", averaging)
+    if averaging not in named and (match is None or int(match[2]) > group.order):
+        raise ValueError(
+            f"config.averaging is {averaging!r}: choose {', '.join(named)}, or top<k>, faded<k> or "
+            f"sampled<k> with k from 1 to {group.order}, the order of {group}."
+        )
+    if match is None:
+        poses, weighting = named[averaging]
+    else:
+        poses, weighting = int(match[2]), kinds[match[1]]
+    return {"poses": poses, "weighting": weighting}
 
 
 def _chunk(config, group):
     """How many poses share a pass; None for all."""
-    poses = group.order if config.scorer.name == "features" else _poses(config.averaging, group)
+    reads = config.scorer.name == "features" or config.scorer.name in energies.NAMED
+    poses = group.order if reads else _averaging(config.averaging, group)["poses"]
     seen = group.order if poses is None else poses
+    if config.adaptation.method == "predictions":  # all of them in training
+        seen = math.gcd(seen, group.order)
     if config.chunk < 0 or (config.chunk and seen % config.chunk):
         raise ValueError(
             f"config.chunk is {config.chunk}: choose a divisor of the {seen} poses that the "
@@ -104,6 +174,9 @@ def resolve(config: Config) -> Config:
     for role, argument in first.items():
         settings = getattr(config, role)
         cls = _network(role, settings.name)
+        if settings.name in energies.NAMED:  # no network: options are another scorer's
+            resolved[role] = dataclasses.replace(settings, options={})
+            continue
         network = _make(role, cls, (argument,), settings.options)
         resolved[role] = dataclasses.replace(settings, options=options_of(network))
     return dataclasses.replace(config, **resolved)
@@ -152,7 +225,9 @@ def default_options(role: str, name: str) -> dict[str, Any]:
 
 
 def _options(cls):
-    """What can be set of a network."""
+    """What can be set of a network; nothing of an energy, which is a function."""
+    if not dataclasses.is_dataclass(cls):
+        return []
     return [field.name for field in dataclasses.fields(cls) if field.name not in _NOT_OPTIONS]
 
 

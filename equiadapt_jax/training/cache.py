@@ -111,7 +111,7 @@ def make_validation(
         scores, _ = model.score(params, state, features.astype(jnp.float32))
         pose = jnp.argmax(scores, -1)
         right = [pose == model.group.compose(applied, mode) for mode in modes]
-        prediction = model.combine(scores, predictions).argmax(-1)
+        prediction = model.combine(scores, predictions, key=jax.random.key(0)).argmax(-1)
         return prediction == label, jnp.stack(right).any(0)
 
     def validate(params, state):

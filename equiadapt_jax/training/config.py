@@ -45,9 +45,21 @@ class Scorer:
     """The network that scores poses."""
 
     name: str = _setting(
-        "group_conv", "group_conv, or features (of the predictor in every pose; slower, better)"
+        "group_conv",
+        "group_conv; features (of the predictor in every pose; slower, better); energy (a plain "
+        "network sees every pose), energy_resnet, energy_vit; or without any training of its own "
+        "what the predictor gives for every pose: confidence, entropy, logit_energy, feature_norm",
     )
     options: Mapping[str, Any] = _setting({}, "fields of the network")
+    reference: str = _setting(
+        "learned",
+        "energy: score by the cosine with a vector that is learned or fixed; none: by the "
+        "network's own number",
+    )
+    embedding: int = _setting(64, "energy: length of that vector")
+    margin: float = _setting(
+        0.0, "confidence and the like: by how much a pose must beat the identity, else that is kept"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +115,18 @@ class Adaptation:
     scorer_learning_rate: float = _setting(3e-3, "peak")
     predictor_learning_rate: float = _setting(3e-4, "peak; where it is trained")
     prior_weight: float = _setting(100.0, "of the prior's loss beside the task's")
-    method: str = _setting("straight_through", "weights: straight_through, gumbel or soft")
+    method: str = _setting(
+        "straight_through",
+        "weights: straight_through, gumbel, soft (sums images) or predictions (sums predictions, "
+        "with the predictor kept)",
+    )
     temperature: float = _setting(1.0, "of the weights")
+    contrastive_weight: float = _setting(
+        0.0, "scorer energy: of the term that keeps embeddings of one image's poses apart"
+    )
+    artefact_weight: float = _setting(
+        0.0, "scorer energy: of the term that makes embeddings blind to interpolation"
+    )
     turn_inputs: str = _setting(
         "auto",
         "turn training inputs by any angle: yes, no, or auto: where the group interpolates (but "
@@ -167,7 +189,9 @@ class Config:
     group: str = _setting("cyclic4", "cyclic<n> or dihedral<n>")
     averaging: str = _setting(
         "single",
-        "single (the best pose), top<k> (the k best, weighted by their scores) or weighted (all)",
+        "single (the best pose), top<k> (the k best, weighted by their scores), weighted (all), "
+        "faded<k> (the k best, weights that fade before poses change), mean (all alike) or "
+        "sampled<k> (k drawn by their scores)",
     )
     chunk: int = _setting(
         0, "poses that share a pass of the predictor where it sees several; 0 for all"

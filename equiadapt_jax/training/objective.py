@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from equiadapt_jax import canonicalization
+from equiadapt_jax import canonicalization, energies
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.groups import Group
@@ -58,15 +58,21 @@ def adaptation(
     augmentation: Augmentation,
     turn_inputs: bool,
     labels: bool = True,
+    contrastive_weight: float = 0.0,
+    artefact_weight: float = 0.0,
 ) -> Objective:
     """Task + prior_weight × prior; without labels the prior alone.
 
-    Then the predictor is not called, unless the scorer reads its features.
+    Then the predictor is not called, unless the scorer reads its features. Of a scorer that embeds
+    the poses (`orbit_scorer`) the contrastive and the artefact term of `energies` are added with
+    their weights, which cost further passes of the scorer: one over the poses, and for the
+    artefact term one more over those of the images turned there and back.
 
     With `turn_inputs` every image is first turned by an angle drawn from the whole circle (and
     mirrored or not, for D_n), and the prior shifted by the nearest element: otherwise a scorer
     would learn that what was interpolated is not upright.
     """
+    weights = (contrastive_weight, artefact_weight)
 
     def objective(params, state, batch, key):
         augment_key, turn_key, model_key = jax.random.split(key, 3)
@@ -74,19 +80,20 @@ def adaptation(
         applied = None
         if turn_inputs:
             images, applied = turn(model.group, turn_key, images, model.pad, model.fill)
+        terms, found = _embedding_terms(
+            model, params, state, images, jax.random.fold_in(turn_key, 1), weights
+        )
         if not labels:
             canonical, state = model.canonicalize(params, state, images, train=True, key=model_key)
             loss = prior.loss(model.group, canonical.scores, applied=applied)
-            return loss, (
-                state,
-                {"loss": loss, **_pose_metrics(model.group, prior, loss, canonical.pose, applied)},
-            )
+            found |= _pose_metrics(model.group, prior, loss, canonical.pose, applied)
+            return loss + terms, (state, {"loss": loss + terms, **found})
         (logits, canonical), state = model.apply(params, state, images, train=True, key=model_key)
         task = _cross_entropy(logits, batch["label"])
         prior_loss = prior.loss(model.group, canonical.scores, applied=applied)
-        loss = task + prior_weight * prior_loss
+        loss = task + prior_weight * prior_loss + terms
         accuracy = _accuracy(logits, batch["label"])
-        metrics = {"loss": loss, "task_loss": task, "accuracy": accuracy}
+        metrics = {"loss": loss, "task_loss": task, "accuracy": accuracy, **found}
         return loss, (
             state,
             {**metrics, **_pose_metrics(model.group, prior, prior_loss, canonical.pose, applied)},
@@ -103,6 +110,7 @@ def adaptation_from_features(
     A batch holds features, predictions and applied elements for the orbits of its images. The
     task's loss is that of the predictions, summed with the weights of the scores.
     """
+    method = "soft" if model.method == "predictions" else model.method
 
     def objective(params, state, batch, key):
         dropout_key, noise_key = jax.random.split(key)
@@ -111,18 +119,42 @@ def adaptation_from_features(
         loss = prior_loss = prior.loss(model.group, scores, applied=batch["applied"])
         found = {}
         weights = canonicalization.weights(
-            scores, method=model.method, temperature=model.temperature, key=noise_key
+            scores, method=method, temperature=model.temperature, key=noise_key
         )
         if labels:
             logits = model.combine(scores, batch["predictions"], weights)
             task = _cross_entropy(logits, batch["label"])
             loss = task + prior_weight * prior_loss
             found = {"task_loss": task, "accuracy": _accuracy(logits, batch["label"])}
-        pose = jnp.argmax(scores if model.method == "soft" else weights, -1)
+        pose = jnp.argmax(scores if method == "soft" else weights, -1)
         found |= _pose_metrics(model.group, prior, prior_loss, pose, batch["applied"])
         return loss, (state, {"loss": loss, **found})
 
     return objective
+
+
+def _embedding_terms(model, params, state, images, key, weights):
+    """(contrastive and artefact term, weighted; their values by name) of a scorer's embeddings."""
+    contrastive_weight, artefact_weight = weights
+    total, found = jnp.zeros(()), {}
+    if not any(weights):
+        return total, found
+
+    def embed(images):
+        scorer = params["scorer"], state["scorer"]
+        return model.scorer.embed(*scorer, images, train=True, key=key)[0]
+
+    embeddings = embed(images)
+    if contrastive_weight:
+        found["contrastive_loss"] = energies.contrastive(embeddings)
+        total += contrastive_weight * found["contrastive_loss"]
+    if artefact_weight:
+        angle = jax.random.uniform(jax.random.fold_in(key, 1), images.shape[:1], maxval=2 * jnp.pi)
+        resampled = energies.there_and_back(images, angle, pad=model.pad, fill=model.fill)
+        # Of all poses, so that the one chosen is among them, whichever it will be.
+        found["artefact_loss"] = energies.artefact(embeddings, embed(resampled))
+        total += artefact_weight * found["artefact_loss"]
+    return total, found
 
 
 def turn(

@@ -152,7 +152,7 @@ def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None
         params, state = model.init(key, images)
         if config.adaptation.mode in BASELINES:
             return model.predict(params, state, images)
-        (logits, canonical), _ = model.apply(params, state, images)
+        (logits, canonical), _ = model.apply(params, state, images, key=key)
         return logits, build_prior(config.prior, model.group).loss(model.group, canonical.scores)
 
     jax.eval_shape(everything, jax.random.key(0), jnp.zeros((1, *shape)))
@@ -282,6 +282,8 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
                 model, build_prior(config.prior, model.group),
                 prior_weight=settings.prior_weight, augmentation=config.augmentation,
                 turn_inputs=turns_inputs(config), labels=settings.mode != "prior",
+                contrastive_weight=settings.contrastive_weight,
+                artefact_weight=settings.artefact_weight,
             ),
             "batches": _training(run, settings.batch_size),
             "validate": _validation_over_orbits(run),
