@@ -228,6 +228,7 @@ def tiny(
             config.pretrain, steps=min(config.pretrain.steps, 2), batch_size=8
         ),
         adaptation=dataclasses.replace(config.adaptation, steps=2, batch_size=8),
+        prior=dataclasses.replace(config.prior, rounds=2, steps=2),
         logging=dataclasses.replace(config.logging, every=1, evaluate_every=1),
     )
 
