@@ -247,7 +247,7 @@ def test_of_many_classes_the_worst_come_first_and_the_rest_is_folded(tmp_path):
 
 def test_the_classes_that_are_turned_most_come_first(tmp_path):
     found = findings(C4, C4, images=60)
-    parsed, text = page(tmp_path / "report.html", found, C4)
+    _, text = page(tmp_path / "report.html", found, C4)
     table = text.split("<h2>Classes that are turned</h2>")[1].split("</section>")[0]
     shown = re.findall(r'scope="row">(\w)</th><td>(\d+)</td>', table)
     outcome = found.outcomes["adapted"]
