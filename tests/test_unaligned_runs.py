@@ -106,6 +106,7 @@ REFUSED = {
         "data", {"poses": (0.5, 0.5)}, "2 probabilities and cyclic4 4 elements"),
     "poses that sum to more": (
         "data", {"poses": (0.5, 0.5, 0.5, 0)}, "summing to 1"),
+    "mirrored images": ("augmentation", {"mirror": True}, "turns poses the other way round"),
     "no such decay": ("adaptation", {"temperature_decay": "linear"}, "'linear' is unknown"),
 }  # fmt: skip
 

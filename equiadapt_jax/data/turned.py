@@ -1,6 +1,5 @@
 """Data that are not upright: images turned once and for all, each by an element of its own."""
 
-import functools
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -52,8 +51,8 @@ class TurnedSource:
     ) -> None:
         if len(elements) != len(source):
             raise ValueError(f"{len(elements)} elements for {len(source)} images: give one each.")
-        self._source, self._elements, self._fit = source, elements, (size, how)
-        self._act = jax.jit(functools.partial(image_actions.act, group, pad=pad, fill=fill))
+        self._source, self._group, self._elements = source, group, elements
+        self._fit, self._how = (size, how), {"pad": pad, "fill": fill}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -61,7 +60,12 @@ class TurnedSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._source[index]
         image = fit(to_unit(np.atleast_3d(example["image"])), *self._fit)
-        return {**example, "image": np.asarray(self._act(self._elements[index], image))}
+        turned = _act(self._group, self._elements[index], image, **self._how)
+        return {**example, "image": np.asarray(turned)}
+
+
+# Compiled once for all sources.
+_act = jax.jit(image_actions.act, static_argnames=("pad", "fill"))
 
 
 class RelabelledSource:

@@ -17,7 +17,6 @@ from equiadapt_jax.training.config import Augmentation
 # objective(params, state, batch, key, step) -> (loss, (state, metrics))
 Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
 
-
 DECAYS = ("cosine", "exponential")
 
 
@@ -212,9 +211,9 @@ def temperatures(start: float, end: float, decay: str, steps: int) -> Callable[[
 
 def _at(model, temperature, step):
     """The model with the temperature of a step."""
-    return (
-        model if temperature is None else dataclasses.replace(model, temperature=temperature(step))
-    )
+    if temperature is None:
+        return model
+    return dataclasses.replace(model, temperature=temperature(step))
 
 
 def _entropy(scores):

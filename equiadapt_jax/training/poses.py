@@ -59,6 +59,11 @@ def estimates_prior(config: Config) -> bool:
             f"config.prior.rounds is {settings.rounds} and config.prior.steps {settings.steps}: "
             "give at least 2 rounds of at least 1 step."
         )
+    if config.augmentation.mirror:
+        raise ValueError(
+            "config.augmentation.mirror turns poses the other way round: leave it out where "
+            "config.prior.name is estimated."
+        )
     return config.adaptation.mode not in BASELINES
 
 
