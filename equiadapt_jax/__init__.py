@@ -2,15 +2,16 @@
 
 A canonicalizer brings every input to the pose in which a pretrained predictor is at home, so
 that the prediction no longer depends on how the input was turned. The layers, from pure functions
-to runs: `groups`, `actions`, `canonicalization`, `averaging`, `priors`; `networks`, `energies`,
-`predictors`, `adapt`; `data`, `evaluation`, `training`, `runs`. The last four are imported where
-they are needed.
+to runs: `groups`, `actions`, `canonicalization`, `averaging`, `priors`, `alignment`; `networks`,
+`energies`, `predictors`, `adapt`; `data`, `evaluation`, `training`, `runs`. The last four are
+imported where they are needed.
 """
 
 from typing import Any
 
 from equiadapt_jax import (
     actions,
+    alignment,
     averaging,
     canonicalization,
     energies,
@@ -30,6 +31,7 @@ __all__ = [
     "Network",
     "actions",
     "adapt",
+    "alignment",
     "averaging",
     "canonicalization",
     "energies",

@@ -22,11 +22,13 @@ from equiadapt_jax.evaluation.assess import Images, Subject, assess
 from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.evaluation.report import leave, table
-from equiadapt_jax.evaluation.wording import about_the_checkpoint
+from equiadapt_jax.evaluation.upright import MOST, upright_evidence
+from equiadapt_jax.evaluation.wording import about_evidence, about_the_checkpoint, about_the_prior
 from equiadapt_jax.training.build import BASELINES, build_model, build_prior
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.config import differences
 from equiadapt_jax.training.logging import read_log
+from equiadapt_jax.training.poses import estimates_prior, open_split, with_estimated_prior
 from equiadapt_jax.training.workdir import (
     environment,
     read_config,
@@ -139,7 +141,7 @@ def evaluate(
         dataset.source(split), config.data.size, config.data.fit,
         batch_size or config.evaluation_batch_size, split,
     )  # fmt: skip
-    prior = build_prior(config.prior, model.group)
+    prior = build_prior(with_estimated_prior(config, Path(workdir)).prior, model.group)
     if baseline:
         adapted = Subject(vanilla_prediction(model), params, state)
     else:
@@ -157,10 +159,20 @@ def evaluate(
     )  # fmt: skip
     text = table(findings.metrics, turns.labels, str(turns.group))
     more: dict[str, str] = {}
+    if estimates_prior(config):
+        shares = dict(zip(GroupTurns(model.group).labels, prior.probabilities, strict=True))
+        figures = {f"prior/{turn}": share for turn, share in shares.items()}
+        findings = dataclasses.replace(findings, metrics={**findings.metrics, **figures})
+        more["estimated prior"] = about_the_prior(shares)
+        text = f"{text}\n\n{more['estimated prior']}"
+    evidence, about_data = _check_upright(config, facts, dataset, images)
+    if evidence is not None:
+        findings = dataclasses.replace(findings, metrics={**findings.metrics, **evidence.figures})
     if finetuned:
         metrics, sentence = _compare_finetuned(finetuned, findings, images, turns)
         findings = dataclasses.replace(findings, metrics=metrics)
-        text, more = f"{text}\n\n{sentence}", {"fine-tuned alike": f"{finetuned}: {sentence}"}
+        more["fine-tuned alike"] = f"{finetuned}: {sentence}"
+        text = f"{text}\n\n{sentence}"
     if pictures:
         leave(
             Path(pictures), findings, images, group=None if baseline else model.group,
@@ -178,11 +190,27 @@ def evaluate(
                 **({"damaged": damaged} if damaged else {}),
             },
             caveat=caveat,
+            evidence=about_data,
             settings=dataclasses.asdict(config),
             prior=None if baseline else _probabilities(prior, model.group),
             history=read_log(Path(workdir) / "metrics.jsonl"),
         )  # fmt: skip
     return dict(findings.metrics), text + warning(caveat)
+
+
+def _check_upright(config, facts, dataset, images):
+    """(evidence, its sentence) of the run's training images, or of others where those are not here.
+
+    (None, "") where nothing can be said.
+    """
+    which = "evaluated"
+    if dataset.version == facts["version"]:
+        stored = open_split(config, dataset, config.data.train)
+        images, which = Images(stored["source"], stored["size"], stored["how"], 1), "training"
+    images = images.first(MOST)
+    group = groups.from_name(config.group)
+    evidence = upright_evidence(images.chosen(range(len(images))), group)
+    return evidence, "" if evidence is None else about_evidence(evidence, which)
 
 
 def warning(caveat: str) -> str:

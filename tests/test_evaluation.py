@@ -235,6 +235,8 @@ def test_figures_of_each_class_are_counted_by_hand():
         assert metrics[f"class/{name}/accuracy"] == pytest.approx(np.mean(right, axis=0)[0])
         assert metrics[f"class/{name}/group_accuracy"] == pytest.approx(np.mean(right))
         assert metrics[f"class/{name}/changed_rate"] == pytest.approx(np.mean(changed))
+        left = [outcome.pose[i, 0] == 0 for i in rows]
+        assert metrics[f"class/{name}/identity_rate"] == pytest.approx(np.mean(left))
     assert np.isnan(found["accuracy"][3:]).all()
     assert not any("none" in name or "é" in name for name in metrics)
     upright = reliability(outcome.confidence[:, 0], outcome.prediction[:, 0] == LABELS).error

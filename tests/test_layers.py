@@ -11,7 +11,7 @@ import equiadapt_jax
 
 PACKAGE = Path(equiadapt_jax.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
-CORE = ["groups.py", "actions", "canonicalization.py", "priors.py"]
+CORE = ["groups.py", "actions", "canonicalization.py", "priors.py", "alignment.py"]
 NOT_NEEDED = [
     "tensorflow",
     "tensorflow_datasets",

@@ -134,3 +134,81 @@ def test_no_augmentation_leaves_the_bits_alone():
     images = jnp.asarray(IMAGES)
     assert objective.augment(images, key, Augmentation()) is images
     assert objective.augment(images, key, Augmentation(angle=0.3), angle=False) is images
+
+
+def scores_of(model, params, state):
+    return np.float64(model.canonicalize(params, state, jnp.asarray(IMAGES))[0].scores)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("weight", [0.5, -2.0])
+def test_the_confidence_penalty_takes_its_share_of_the_entropy_from_the_loss(labels, weight):
+    model, params, state = setting(ea.groups.Cyclic(4))
+    batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
+    values = [
+        objective.adaptation(
+            model, ea.priors.Identity(), prior_weight=7.0, augmentation=Augmentation(),
+            turn_inputs=False, labels=labels, confidence_penalty=w,
+        )(params, state, batch, jax.random.key(0))
+        for w in (weight, 0.0)
+    ]  # fmt: skip
+    p = np.exp(scores_of(model, params, state))
+    p /= p.sum(-1, keepdims=True)
+    entropy = -(p * np.log(p)).sum(-1).mean()
+    np.testing.assert_allclose(values[0][0] - values[1][0], -weight * entropy, rtol=1e-4)
+    np.testing.assert_allclose(values[0][1][1]["pose_entropy"], entropy, rtol=1e-5)
+    assert values[0][0] == values[0][1][1]["loss"]
+
+
+def test_impossible_poses_have_no_entropy_and_finite_derivatives():
+    scores = jnp.array([[0.0, 1.0, -jnp.inf], [0.0, -3e4, -3e4]])
+    value, gradient = jax.value_and_grad(objective._entropy)(scores)
+    p = 1 / (1 + np.e)
+    np.testing.assert_allclose(value, -(p * np.log(p) + (1 - p) * np.log(1 - p)) / 2, rtol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("decay", ["cosine", "exponential"])
+def test_temperatures_go_from_the_first_to_the_last(decay):
+    schedule = objective.temperatures(2.0, 0.5, decay, 11)
+    for step in range(11):
+        share = step / 10
+        wanted = {
+            "cosine": 0.5 + 1.5 * (1 + np.cos(np.pi * share)) / 2,
+            "exponential": 2 * (0.5 / 2) ** share,
+        }[decay]
+        np.testing.assert_allclose(schedule(jnp.int32(step)), wanted, rtol=1e-6)
+    assert objective.temperatures(2.0, 0.0, decay, 11) is None
+    np.testing.assert_allclose(objective.temperatures(2.0, 0.5, decay, 1)(0), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [((1.0, 0.5, "linear", 3), "'linear' is unknown: choose one of cosine, exponential"),
+     ((1.0, -0.5, "cosine", 3), r"goes from 1\.0 to -0\.5: both must be positive"),
+     ((0.0, 0.5, "cosine", 3), r"goes from 0\.0 to 0\.5: both must be positive")],
+)  # fmt: skip
+def test_what_is_no_schedule_is_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        objective.temperatures(*arguments)
+
+
+def test_a_step_is_made_at_its_own_temperature():
+    """Loss and gradient are those of a model that has always had it."""
+    group = ea.groups.Cyclic(4)
+    schedule = objective.temperatures(2.0, 0.25, "exponential", 4)
+    batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
+
+    def gradient(temperature, scheduled, step):
+        model, params, state = setting(group, temperature=temperature, method="soft")
+        loss = objective.adaptation(
+            model, ea.priors.Identity(), prior_weight=1.0, augmentation=Augmentation(),
+            turn_inputs=False, temperature=scheduled,
+        )  # fmt: skip
+        step = jax.jit(jax.grad(loss, has_aux=True))(params, state, batch, jax.random.key(0), step)
+        return step[0]["scorer"]["w"]
+
+    for step in (0, 3):
+        fixed = gradient(float(schedule(step)), None, step)
+        np.testing.assert_allclose(gradient(1.0, schedule, step), fixed, rtol=2e-5, atol=1e-7)
+    assert np.abs(gradient(1.0, schedule, 3) - gradient(1.0, schedule, 0)).max() > 1e-3

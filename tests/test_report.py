@@ -32,7 +32,8 @@ HISTORY = [
      "validation/group_accuracy": 0.8},
 ]  # fmt: skip
 ALL = ["Figures", "Classes", "Accuracy against angle", "Canonicalized images",
-       "Most confidently wrong poses", "Calibration", "Poses found", "Learning curves",
+       "Most confidently wrong poses", "Calibration", "Poses found",
+       "Is the identity prior justified?", "Classes that are turned", "Learning curves",
        "What was run"]  # fmt: skip
 
 
@@ -113,6 +114,7 @@ def page(path, found, group=None, channels=1, **more):
         more["pictures"] = picture(found, images, first_images(found, 16), group)
         more["wrong_poses"] = picture(found, images, wrong_poses(found, 12, group), group)
         more.setdefault("prior", np.eye(group.order)[0])
+        more.setdefault("evidence", "It is.")
     write_report(path, found, name="run", facts={"seed": "0"}, group=group, **more)
     text = path.read_text(encoding="utf-8")
     return Page(text), text
@@ -142,7 +144,7 @@ def test_the_page_has_every_section_and_needs_nothing_else(
         found.outcomes["adapted"].pose_right[:] = False
     parsed, text = page(tmp_path / "report.html", found, known, channels, history=HISTORY)
     one_class = len(set(found.outcomes["vanilla"].label)) == 1
-    assert parsed.headings == [h for h in ALL if not (one_class and h == "Classes")]
+    assert parsed.headings == [h for h in ALL if not (one_class and h.startswith("Classes"))]
     assert not re.search(r"https?:|//|@import|url\(", re.sub(r'src="data:[^"]*"', "", text))
     names = {name for name, _ in parsed.tags}
     assert not names & {"script", "link", "iframe", "object"}
@@ -162,10 +164,11 @@ def test_the_page_has_every_section_and_needs_nothing_else(
 
 
 def test_what_there_is_no_data_for_is_left_out(tmp_path):
-    parsed, _ = page(tmp_path / "report.html", findings(C4, C4, sweep=False), C4, prior=None)
+    found = findings(C4, C4, sweep=False)
+    parsed, _ = page(tmp_path / "report.html", found, C4, prior=None, evidence="")
     assert parsed.headings == [
         "Figures", "Classes", "Canonicalized images", "Most confidently wrong poses", "Calibration",
-        "What was run",
+        "Classes that are turned", "What was run",
     ]  # fmt: skip
     parsed, _ = page(tmp_path / "report.html", findings(C4))
     assert parsed.headings == [
@@ -240,6 +243,22 @@ def test_of_many_classes_the_worst_come_first_and_the_rest_is_folded(tmp_path):
     assert f"The other {len(accuracy) - 20} classes" in folded
     order = [accuracy[name] for name in shown["table"] + shown["folded"]]
     assert order == sorted(accuracy.values())
+
+
+def test_the_classes_that_are_turned_most_come_first(tmp_path):
+    found = findings(C4, C4, images=60)
+    _, text = page(tmp_path / "report.html", found, C4)
+    table = text.split("<h2>Classes that are turned</h2>")[1].split("</section>")[0]
+    shown = re.findall(r'scope="row">(\w)</th><td>(\d+)</td>', table)
+    outcome = found.outcomes["adapted"]
+    rates, counts, wrong = {}, {}, {}
+    for i, name in enumerate("abc"):
+        poses = list(outcome.pose[outcome.label == i, 0])
+        rates[name], counts[name] = np.mean([p == 0 for p in poses]), str(len(poses))
+        wrong[name] = f"{90 * max((1, 2, 3), key=poses.count)}°"
+        assert found.metrics[f"adapted/class/{name}/identity_rate"] == pytest.approx(rates[name])
+    assert [(name, counts[name]) for name in sorted(rates, key=rates.get)] == shown
+    assert re.findall(r"<td>(\d+°)</td>", table) == [wrong[name] for name, _ in shown]
 
 
 def test_the_table_has_the_figures_of_metrics_json(tmp_path):

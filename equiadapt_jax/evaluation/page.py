@@ -28,6 +28,7 @@ def write_report(
     name: str,
     facts: Mapping[str, str],
     caveat: str = "",
+    evidence: str = "",
     settings: Mapping[str, Any] | None = None,
     group: Group | None = None,
     prior: np.ndarray | None = None,
@@ -44,6 +45,7 @@ def write_report(
       name: of the run or the predictor, for the title.
       facts: what was run, in the words of the page.
       caveat: what must be known before the figures are believed, if anything.
+      evidence: whether the data have a preferred pose, in words.
       settings: of the run, nested.
       group: whose elements the poses of the adapted model are.
       prior: probabilities of these elements, `(|G|,)`.
@@ -81,7 +83,9 @@ def write_report(
         broken=_cards(findings, broken, poses),
         bins=BINS,
         calibration=_calibration(findings),
+        evidence=evidence,
         histogram=_histogram(findings, poses, prior),
+        turned_classes=_turned_classes(findings, poses),
         curves=_curves(history),
         date=datetime.date.today().isoformat(),
     )
@@ -146,6 +150,31 @@ def _classes(findings):
         for i in order
         if last["images"][i]
     ]
+
+
+def _turned_classes(findings, poses):
+    """A line per class that has images, the least often left as it is first."""
+    outcome = findings.outcomes.get("adapted")
+    if outcome is None or outcome.pose is None:
+        return []
+    found = per_class(outcome, len(findings.classes))
+    order = np.lexsort((np.arange(len(found["images"])), found["identity_rate"]))
+    return [
+        {
+            "name": findings.classes[i],
+            "images": int(found["images"][i]),
+            "rate": float(found["identity_rate"][i]),
+            "wrongly": _most_wrong(outcome.pose[outcome.label == i, 0], poses),
+        }
+        for i in order
+        if found["images"][i]
+    ]
+
+
+def _most_wrong(found, poses):
+    """The pose found most often, other than the identity."""
+    others = np.bincount(found[found > 0])
+    return poses[others.argmax()] if len(others) else "–"
 
 
 def _sweep(findings):

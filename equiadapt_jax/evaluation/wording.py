@@ -1,13 +1,17 @@
 """Findings in plain words: numbers as people read them, and the verdict."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from equiadapt_jax.evaluation.assess import Findings
 from equiadapt_jax.evaluation.orbits import GroupTurns, displayed_turn
+from equiadapt_jax.evaluation.upright import Evidence
 from equiadapt_jax.groups import Group
 
 LOST, CHANGED = 0.05, 0.10  # of accuracy and of predictions: beyond it adaptation is worth it
 LITTLE_LOST, LITTLE_CHANGED = 0.01, 0.02  # below it is not
+MOSTLY = 0.75  # of the stored poses told: beyond it data count as upright
 GUESSING = 0.05  # above chance; nobody would deploy less
 
 
@@ -69,6 +73,42 @@ def about_the_checkpoint(step: int, latest: int, steps: int) -> tuple[str, str]:
             "here is the vanilla predictor behind the scorer that the run started with."
         )
     return f"{fact}; vanilla is step 0", " ".join(caveat)
+
+
+def about_the_prior(shares: Mapping[str, float]) -> str:
+    """Where training images were found to lie, by the names of the turns."""
+    found = ", ".join(f"{displayed_turn(turn)} {percent(share)}" for turn, share in shares.items())
+    return f"Training images were found in these poses, the most frequent one called 0°: {found}."
+
+
+def about_evidence(evidence: Evidence, which: str) -> str:
+    """Whether the data have a preferred pose, and what that means for the identity prior.
+
+    `which` images they are: "training".
+    """
+    picks = zip(evidence.turns[1:], evidence.picked[1:], strict=True)
+    others = ", ".join(f"{displayed_turn(turn)} {percent(share)}" for turn, share in picks)
+    fact = (
+        f"A check of the data, not of the scorer: a small classifier of its own picks, of the "
+        f"{len(evidence.turns)} exact poses of {evidence.images} {which} images that it was not "
+        f"trained on, the stored one for {percent(evidence.rate)} (95 % interval "
+        f"{percent(evidence.low)} to {percent(evidence.high)}; by chance "
+        f"{percent(evidence.chance)}; else {others})."
+    )
+    if evidence.low <= evidence.chance:
+        meaning = (
+            "That is no better than chance: no preferred pose was found, and these data do not "
+            "justify the identity prior, unless the classifier is too weak to see what does."
+        )
+    elif evidence.rate >= MOSTLY:
+        meaning = "So most images are stored in one preferred pose, as the identity prior says."
+    else:
+        meaning = (
+            "So the stored pose is preferred, but how clearly such a classifier cannot say: the "
+            "other images may be too hard for it, look alike in several poses, or be stored in "
+            "another one, as --config.prior.name=estimated would find."
+        )
+    return f"{fact} {meaning}"
 
 
 def about_probabilities(name: str) -> str:

@@ -188,9 +188,13 @@ def options_of(network: Any) -> dict[str, Any]:
 
 
 def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | priors.Categorical:
-    """The prior of a run over the elements of a group."""
-    name = _choose("prior.name", settings.name, ("identity", "mirror", "categorical"))
-    if name == "categorical":
+    """The prior of a run over the elements of a group.
+
+    One that is to be estimated is the identity until its probabilities are known.
+    """
+    known = ("identity", "mirror", "categorical", "estimated")
+    name = _choose("prior.name", settings.name, known)
+    if name == "categorical" or (name == "estimated" and settings.probabilities):
         return priors.Categorical(settings.probabilities, settings.kl_weight, settings.per_sample)
     if name == "mirror" and group.order > group.n:
         half = np.zeros(group.order)

@@ -38,6 +38,11 @@ class Data:
     train: str = _setting("train", "split to train on; slices such as train[:90%] work")
     validation: str = _setting("validation", "split that chooses the best checkpoint")
     test: str = _setting("test", "split of the final figures")
+    poses: tuple[float, ...] = _setting(
+        (),
+        "make data that are not upright: the probability of each element of the group, by which "
+        "training and validation images are turned once and for all",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +132,13 @@ class Adaptation:
     artefact_weight: float = _setting(
         0.0, "scorer energy: of the term that makes embeddings blind to interpolation"
     )
+    temperature_end: float = _setting(0.0, "to which it goes until the last step; 0 keeps it")
+    temperature_decay: str = _setting("cosine", "how: cosine or exponential")
+    confidence_penalty: float = _setting(
+        0.0,
+        "weight of the entropy of the poses' probabilities, which the loss is lowered by: above 0 "
+        "against scores that are too sure, below 0 for surer ones",
+    )
     turn_inputs: str = _setting(
         "auto",
         "turn training inputs by any angle: yes, no, or auto: where the group interpolates (but "
@@ -154,11 +166,15 @@ class Prior:
     """Where the predictor's own data lie in the group."""
 
     name: str = _setting(
-        "identity", "identity, mirror (half of it on the mirror, for dihedral<n>) or categorical"
+        "identity",
+        "identity, mirror (half of it on the mirror, for dihedral<n>), categorical, or estimated "
+        "from the training images, which need not be upright",
     )
     probabilities: tuple[float, ...] = _setting((), "categorical: one per element")
     kl_weight: float = _setting(0.0, "categorical: weight of KL(prior ‖ batch mean of poses)")
     per_sample: bool = _setting(False, "categorical: KL per input, as in the papers")
+    rounds: int = _setting(4, "estimated: how often images are aligned anew, at least 2")
+    steps: int = _setting(200, "estimated: optimisation steps of the scorer in each round")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +255,7 @@ def tiny(
             config.pretrain, steps=min(config.pretrain.steps, 2), batch_size=8
         ),
         adaptation=dataclasses.replace(config.adaptation, steps=2, batch_size=8),
+        prior=dataclasses.replace(config.prior, rounds=2, steps=2),
         logging=dataclasses.replace(config.logging, every=1, evaluate_every=1),
     )
 

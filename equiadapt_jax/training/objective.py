@@ -1,5 +1,6 @@
 """What training minimises: the task's loss and the prior's (Mondal et al., arXiv 2310.01647)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,10 @@ from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.groups import Group
 from equiadapt_jax.training.config import Augmentation
 
+# objective(params, state, batch, key, step) -> (loss, (state, metrics))
 Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+
+DECAYS = ("cosine", "exponential")
 
 
 def pretraining(
@@ -35,7 +39,7 @@ def pretraining(
         g = group.random(key, images.shape[:1])
         return image_actions.act(group, g, images, pad=model.pad, fill=model.fill)
 
-    def objective(params, state, batch, key):
+    def objective(params, state, batch, key, step=0):
         augment_key, dropout_key = jax.random.split(key)
         if turned_by is None:
             images = augment(batch["image"], augment_key, augmentation)
@@ -60,13 +64,18 @@ def adaptation(
     labels: bool = True,
     contrastive_weight: float = 0.0,
     artefact_weight: float = 0.0,
+    confidence_penalty: float = 0.0,
+    temperature: Callable[[Any], Any] | None = None,
 ) -> Objective:
-    """Task + prior_weight × prior; without labels the prior alone.
+    """Task + prior_weight × prior − confidence_penalty × entropy; without labels no task.
 
     Then the predictor is not called, unless the scorer reads its features. Of a scorer that embeds
     the poses (`orbit_scorer`) the contrastive and the artefact term of `energies` are added with
     their weights, which cost further passes of the scorer: one over the poses, and for the
-    artefact term one more over those of the images turned there and back.
+    artefact term one more over those of the images turned there and back. The entropy is the mean
+    of that of p(g|x), in nats: a penalty above 0 keeps scores from being too sure of a pose
+    (Pereyra et al. 2017, arXiv 1701.06548), one below 0 makes them surer. `temperature` is that of
+    the weights at a step, the model's own without it.
 
     With `turn_inputs` every image is first turned by an angle drawn from the whole circle (and
     mirrored or not, for D_n), and the prior shifted by the nearest element: otherwise a scorer
@@ -74,7 +83,7 @@ def adaptation(
     """
     weights = (contrastive_weight, artefact_weight)
 
-    def objective(params, state, batch, key):
+    def objective(params, state, batch, key, step=0):
         augment_key, turn_key, model_key = jax.random.split(key, 3)
         images = augment(batch["image"], augment_key, augmentation, angle=not turn_inputs)
         applied = None
@@ -83,27 +92,32 @@ def adaptation(
         terms, found = _embedding_terms(
             model, params, state, images, jax.random.fold_in(turn_key, 1), weights
         )
-        if not labels:
-            canonical, state = model.canonicalize(params, state, images, train=True, key=model_key)
-            loss = prior.loss(model.group, canonical.scores, applied=applied)
-            found |= _pose_metrics(model.group, prior, loss, canonical.pose, applied)
-            return loss + terms, (state, {"loss": loss + terms, **found})
-        (logits, canonical), state = model.apply(params, state, images, train=True, key=model_key)
-        task = _cross_entropy(logits, batch["label"])
-        prior_loss = prior.loss(model.group, canonical.scores, applied=applied)
-        loss = task + prior_weight * prior_loss + terms
-        accuracy = _accuracy(logits, batch["label"])
-        metrics = {"loss": loss, "task_loss": task, "accuracy": accuracy, **found}
-        return loss, (
-            state,
-            {**metrics, **_pose_metrics(model.group, prior, prior_loss, canonical.pose, applied)},
-        )
+        now = _at(model, temperature, step)
+        if labels:
+            (logits, canonical), state = now.apply(params, state, images, train=True, key=model_key)
+        else:
+            canonical, state = now.canonicalize(params, state, images, train=True, key=model_key)
+        loss = prior_loss = prior.loss(model.group, canonical.scores, applied=applied)
+        if labels:
+            task = _cross_entropy(logits, batch["label"])
+            loss = task + prior_weight * prior_loss
+            found |= {"task_loss": task, "accuracy": _accuracy(logits, batch["label"])}
+        entropy = _entropy(canonical.scores)
+        loss = _penalised(loss, confidence_penalty, entropy) + terms
+        found |= _pose_metrics(model.group, prior, prior_loss, canonical.pose, applied)
+        return loss, (state, {"loss": loss, **found, "pose_entropy": entropy})
 
     return objective
 
 
 def adaptation_from_features(
-    model: Adapted, prior, *, prior_weight: float, labels: bool = True
+    model: Adapted,
+    prior,
+    *,
+    prior_weight: float,
+    labels: bool = True,
+    confidence_penalty: float = 0.0,
+    temperature: Callable[[Any], Any] | None = None,
 ) -> Objective:
     """The same from what `cache.make` has kept, with no predictor pass.
 
@@ -112,23 +126,26 @@ def adaptation_from_features(
     """
     method = "soft" if model.method == "predictions" else model.method
 
-    def objective(params, state, batch, key):
+    def objective(params, state, batch, key, step=0):
         dropout_key, noise_key = jax.random.split(key)
         features = batch["features"].astype(jnp.float32)
         scores, state = model.score(params, state, features, train=True, key=dropout_key)
         loss = prior_loss = prior.loss(model.group, scores, applied=batch["applied"])
         found = {}
         weights = canonicalization.weights(
-            scores, method=method, temperature=model.temperature, key=noise_key
-        )
+            scores, method=method, key=noise_key,
+            temperature=_at(model, temperature, step).temperature,
+        )  # fmt: skip
         if labels:
             logits = model.combine(scores, batch["predictions"], weights)
             task = _cross_entropy(logits, batch["label"])
             loss = task + prior_weight * prior_loss
             found = {"task_loss": task, "accuracy": _accuracy(logits, batch["label"])}
+        entropy = _entropy(scores)
+        loss = _penalised(loss, confidence_penalty, entropy)
         pose = jnp.argmax(scores if method == "soft" else weights, -1)
         found |= _pose_metrics(model.group, prior, prior_loss, pose, batch["applied"])
-        return loss, (state, {"loss": loss, **found})
+        return loss, (state, {"loss": loss, **found, "pose_entropy": entropy})
 
     return objective
 
@@ -203,6 +220,43 @@ def augment(
         return sample(image)
 
     return jax.vmap(warp)(images, cos, sin, size * amount.shift * noise[:, 2:])
+
+
+def temperatures(start: float, end: float, decay: str, steps: int) -> Callable[[Any], Any] | None:
+    """The temperature at each step, from `start` at step 0 to `end` at the last of `steps`.
+
+    `decay` is "cosine", slow at both ends, or "exponential", by the same factor at each step. None
+    where `end` is 0: the temperature stays as it is. ValueError for what is not a schedule.
+    """
+    if decay not in DECAYS:
+        raise ValueError(f"The decay {decay!r} is unknown: choose one of {', '.join(DECAYS)}.")
+    if end < 0 or start <= 0:
+        raise ValueError(
+            f"The temperature goes from {start} to {end}: both must be positive, or the second 0 "
+            "for one that stays."
+        )
+    if end == 0:
+        return None
+    if decay == "cosine":
+        return optax.cosine_decay_schedule(start, max(steps - 1, 1), end / start)
+    return optax.exponential_decay(start, max(steps - 1, 1), end / start)
+
+
+def _at(model, temperature, step):
+    """The model with the temperature of a step."""
+    if temperature is None:
+        return model
+    return dataclasses.replace(model, temperature=temperature(step))
+
+
+def _entropy(scores):
+    log_p = jax.nn.log_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), -1)
+    log_p = jnp.maximum(log_p, -80)  # −∞ would leave no number: 0 · ∞
+    return -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1))
+
+
+def _penalised(loss, weight, entropy):
+    return loss - weight * entropy if weight else loss
 
 
 def _cross_entropy(logits, labels):

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from equiadapt_jax import groups
+from equiadapt_jax import alignment, groups
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import (
     Dataset,
@@ -20,10 +21,11 @@ from equiadapt_jax.data import (
     open_dataset,
     training_batches,
 )
+from equiadapt_jax.data.turned import RelabelledSource
 from equiadapt_jax.evaluation import GroupTurns, figures, make_evaluator
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.groups import Cyclic
-from equiadapt_jax.training import cache, objective
+from equiadapt_jax.training import cache, objective, poses
 from equiadapt_jax.training.build import (
     BASELINES,
     build_model,
@@ -96,6 +98,7 @@ def train(
         begun = workdir / "checkpoints"
         started = begun.is_dir() and bool(Checkpoints(begun, fingerprint).steps())
         predictor = None if started or start else _pretrain(run, workdir)
+        run = _with_prior(run, workdir, fingerprint, predictor)
         stage = _fine_tune if config.adaptation.mode in BASELINES else _adapt
         seconds = stage(run, workdir, fingerprint, predictor)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
@@ -103,6 +106,7 @@ def train(
         "scorer/parameters": sum(x.size for x in jax.tree.leaves(params["scorer"])),
         "train/seconds": seconds,
         "train/images_per_second": config.adaptation.steps * config.adaptation.batch_size / seconds,
+        **({"prior/seconds": poses.kept_seconds(workdir)} if poses.estimates_prior(config) else {}),
     }
 
 
@@ -129,6 +133,7 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
         if count < 1:
             raise ValueError(f"config.{name} is {count}: it must be at least 1.")
     groups.from_name(config.evaluation_group or config.group)
+    poses.estimates_prior(config)
     if config.pretrain.steps < 0:
         raise ValueError(f"config.pretrain.steps is {config.pretrain.steps}: give 0 or more.")
     for split in (config.data.train, config.data.validation, config.data.test):
@@ -147,6 +152,7 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
 def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None:
     """Raise for what does not go together, as training would."""
     turns_inputs(config)
+    _weighing(config)
 
     def everything(key, images):
         params, state = model.init(key, images)
@@ -220,11 +226,13 @@ def _pretrained_directory(config: Config, dataset: Dataset) -> Path:
 
 def _pretraining_fingerprint(config: Config, dataset: Dataset) -> str:
     """A fingerprint of all that shapes a pretrained predictor."""
+    how_turned = (config.group, config.adaptation.pad, config.adaptation.fill)
     return fingerprint(
         dataclasses.replace(config.data, data_dir="", root="", test=""),
         dataclasses.replace(config.predictor, weights=""), config.augmentation, config.optimizer,
         dataclasses.replace(config.pretrain, directory=""), config.dtype, config.seed,
         config.logging.evaluate_every, dataset.version,
+        *(how_turned if config.data.poses else ()),
     )  # fmt: skip
 
 
@@ -260,6 +268,56 @@ def _validation_over_orbits(run: _Run):
     return validate
 
 
+def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor) -> _Run:
+    """The run with the prior that it is to estimate, if any; found now, unless it is kept."""
+    config, model, settings = run.config, run.model, run.config.prior
+    if not poses.estimates_prior(config):
+        return run
+    if (workdir / poses.FILE).exists():
+        return run._replace(config=poses.with_estimated_prior(config, workdir))
+    key, directory, seconds = jax.random.key(config.seed), workdir / "estimating", 0.0
+    images = poses.open_split(config, run.dataset, config.data.train)
+    like = run.start or model.init(key, jnp.zeros((1, *run.shape)), predictor=predictor)
+
+    def train(number, found):
+        nonlocal seconds
+        place = directory / str(number)
+        round_key = jax.random.fold_in(jax.random.fold_in(key, 5), number)
+        # Anew, even where the run starts from another: what that learned were poses as stored.
+        params, state = model.init(
+            round_key,
+            jnp.zeros((1, *run.shape)),
+            predictor=(like[0]["predictor"], like[1]["predictor"]),
+        )
+        source = RelabelledSource(images["source"], np.asarray(found))
+        seconds += _fit(
+            run, place, f"estimating the prior, round {number + 1} of {settings.rounds}",
+            fingerprint=fingerprint, params=params, state=state,
+            objective=poses.aligning(
+                model, config.augmentation, turn_inputs=turns_inputs(config)
+            ),
+            learning_rates={"scorer": config.adaptation.scorer_learning_rate},
+            steps=settings.steps, validate=lambda _: {"best_by": 0.0}, key=round_key,
+            batches=training_batches(
+                **{**images, "source": source}, batch_size=config.adaptation.batch_size,
+                seed=config.seed,
+            ),
+        )  # fmt: skip
+        checkpoints = Checkpoints(place / "checkpoints", fingerprint)
+        return checkpoints.restore_model(settings.steps, (params, state))
+
+    def score(networks):
+        batches = _evaluation(config, run.dataset, config.data.train)
+        return poses.pose_probabilities(model, *networks, batches)
+
+    prior, _ = alignment.bootstrap(
+        model.group, len(images["source"]), train, score, rounds=settings.rounds
+    )
+    poses.keep_prior(workdir, prior, seconds)
+    shutil.rmtree(directory)
+    return run._replace(config=poses.with_estimated_prior(config, workdir))
+
+
 def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
     """Train the scorer, and in joint mode the predictor with it; returns the seconds it took."""
     config, model, settings = run.config, run.model, run.config.adaptation
@@ -284,6 +342,7 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
                 turn_inputs=turns_inputs(config), labels=settings.mode != "prior",
                 contrastive_weight=settings.contrastive_weight,
                 artefact_weight=settings.artefact_weight,
+                **_weighing(config),
             ),
             "batches": _training(run, settings.batch_size),
             "validate": _validation_over_orbits(run),
@@ -293,6 +352,18 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
         state=state, learning_rates=rates, steps=settings.steps, key=jax.random.fold_in(key, 2),
         **how,
     )  # fmt: skip
+
+
+def _weighing(config: Config) -> dict[str, Any]:
+    """How sure the weights over poses are to be."""
+    settings = config.adaptation
+    return {
+        "confidence_penalty": settings.confidence_penalty,
+        "temperature": objective.temperatures(
+            settings.temperature, settings.temperature_end, settings.temperature_decay,
+            settings.steps,
+        ),
+    }  # fmt: skip
 
 
 def _keeps_features(run: _Run, params, state) -> bool:
@@ -356,7 +427,7 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
 
     return {
         "objective": objective.adaptation_from_features(
-            model, prior, prior_weight=settings.prior_weight, labels=labels
+            model, prior, prior_weight=settings.prior_weight, labels=labels, **_weighing(config)
         ),
         "batches": array_batches(train, batch_size=settings.batch_size, seed=config.seed),
         "validate": validation,
@@ -443,17 +514,13 @@ def _scores_only(model):
 
 def _training(run, batch_size):
     config = run.config
-    return training_batches(
-        run.dataset.source(config.data.train), size=config.data.size, how=config.data.fit,
-        batch_size=batch_size, seed=config.seed,
-    )  # fmt: skip
+    images = poses.open_split(config, run.dataset, config.data.train)
+    return training_batches(**images, batch_size=batch_size, seed=config.seed)
 
 
 def _evaluation(config, dataset, split):
-    return evaluation_batches(
-        dataset.source(split), size=config.data.size, how=config.data.fit,
-        batch_size=config.evaluation_batch_size,
-    )  # fmt: skip
+    images = poses.open_split(config, dataset, split)
+    return evaluation_batches(**images, batch_size=config.evaluation_batch_size)
 
 
 _UPRIGHT = GroupTurns(Cyclic(1))

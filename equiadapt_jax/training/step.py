@@ -57,7 +57,7 @@ def make_step(
     def step(state: TrainState, batch, key):
         def loss(part):
             step_key = jax.random.fold_in(key, state.step)
-            return objective({**state.params, **part}, state.state, batch, step_key)
+            return objective({**state.params, **part}, state.state, batch, step_key, state.step)
 
         part = {name: state.params[name] for name in trained}
         gradients, (networks, metrics) = jax.grad(loss, has_aux=True)(part)

@@ -22,7 +22,8 @@ from equiadapt_jax.training.config import Config, differences, fingerprint, from
 from equiadapt_jax.training.digests import DamagedCheckpoint, seal, unseal
 
 _PARTS = (
-    "metrics.jsonl", "metrics.json", "checkpoints", "pretraining", "eval", "config.json"
+    "metrics.jsonl", "metrics.json", "checkpoints", "pretraining", "estimating", "prior.json",
+    "eval", "config.json",
 )  # fmt: skip
 _EVALUATIONS = "eval-*/report.html"  # of other turns or images, see runs.evaluation_directory
 
