@@ -160,7 +160,8 @@ def evaluate(
     text = table(findings.metrics, turns.labels, str(turns.group))
     more: dict[str, str] = {}
     if estimates_prior(config):
-        shares = dict(zip(GroupTurns(model.group).labels, prior.probabilities, strict=True))
+        found = map(float, _probabilities(prior, model.group))
+        shares = dict(zip(GroupTurns(model.group).labels, found, strict=True))
         figures = {f"prior/{turn}": share for turn, share in shares.items()}
         findings = dataclasses.replace(findings, metrics={**findings.metrics, **figures})
         more["estimated prior"] = about_the_prior(shares)
