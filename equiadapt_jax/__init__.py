@@ -2,13 +2,24 @@
 
 A canonicalizer brings every input to the pose in which a pretrained predictor is at home, so
 that the prediction no longer depends on how the input was turned. The layers, from pure functions
-to runs: `groups`, `actions`, `canonicalization`, `averaging`, `priors`; `networks`, `predictors`,
-`adapt`; `data`, `evaluation`, `training`, `runs`. The last four are imported where they are needed.
+to runs: `groups`, `representations`, `actions`, `canonicalization`, `outputs`, `averaging`,
+`priors`; `networks`, `predictors`, `adapt`; `data`, `evaluation`, `training`, `runs`. The last four
+are imported where they are needed.
 """
 
 from typing import Any
 
-from equiadapt_jax import actions, averaging, canonicalization, groups, networks, predictors, priors
+from equiadapt_jax import (
+    actions,
+    averaging,
+    canonicalization,
+    groups,
+    networks,
+    outputs,
+    predictors,
+    priors,
+    representations,
+)
 from equiadapt_jax.adaptation import Adapted, adapt
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
 
@@ -27,8 +38,10 @@ __all__ = [
     "groups",
     "load",
     "networks",
+    "outputs",
     "predictors",
     "priors",
+    "representations",
 ]
 
 

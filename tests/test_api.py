@@ -110,6 +110,18 @@ PUBLIC = {
     "actions.images.reflect": "images, where=",
     "actions.images.act": "group, g, images, *, pad=, fill=, interpolation=",
     "actions.images.orbit": "group, images, *, pad=, fill=, interpolation=",
+    "actions.fields.act": "group, g, fields, *, representation=, pad=, fill=, interpolation=",
+    "actions.vectors.act": "group, g, vectors, *, representation=, axis=",
+    "actions.annotations.act_on_boxes": "group, g, boxes, size",
+    "actions.annotations.act_on_keypoints": "group, g, points, size",
+    "actions.annotations.act_on_masks": "group, g, masks, *, fill=",
+    "actions.annotations.act_on_polygons": "group, g, points, size",
+    "actions.squares.disk": "images, *, fill=",
+    "actions.squares.from_images": "images, *, pad=, fill=",
+    "actions.squares.to_images": "squares, height, width, *, axis=",
+    "representations.dimension": "group, representation",
+    "representations.matrix": "group, g, representation, dtype=",
+    "outputs.carry": "group, output, g, y, *, interpolation=",
     "canonicalization.select_pose": "group, scores",
     "canonicalization.weights": "scores, *, method=, temperature=, key=",
     "canonicalization.canonicalize": (
@@ -121,9 +133,9 @@ PUBLIC = {
         "group, scores, images, *, method=, temperature=, key=, pad=, fill=, interpolation="
     ),
     "averaging.best": "group, scores, *, poses=, temperature=",
-    "averaging.combine": "poses, weights, outputs",
+    "averaging.combine": "poses, weights, outputs, *, carry=",
     "averaging.weighted": (
-        "group, scores, images, predict, *, poses=, temperature=, chunk=, pad=, fill=, "
+        "group, scores, images, predict, *, poses=, temperature=, chunk=, carry=, pad=, fill=, "
         "interpolation="
     ),
     "priors.Identity.loss": "self, group, scores, *, applied=",
@@ -135,7 +147,7 @@ PUBLIC = {
     "from_function": "function, init=, features=",
     "adapt": (
         "group, scorer, predictor, *, preprocess=, output=, freeze_predictor=, method=, "
-        "temperature=, pad=, fill=, interpolation=, features=, poses=, chunk="
+        "temperature=, pad=, fill=, interpolation=, features=, poses=, chunk=, mask="
     ),
     "predictors.load": (
         "path, *, preprocess=, sha256=, image_size=, head=, channels=, heads=, dtype="

@@ -11,7 +11,15 @@ import equiadapt_jax
 
 PACKAGE = Path(equiadapt_jax.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
-CORE = ["groups.py", "actions", "canonicalization.py", "priors.py"]
+CORE = [
+    "groups.py",
+    "representations.py",
+    "actions",
+    "canonicalization.py",
+    "outputs.py",
+    "averaging.py",
+    "priors.py",
+]
 NOT_NEEDED = [
     "tensorflow",
     "tensorflow_datasets",

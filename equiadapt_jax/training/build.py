@@ -32,7 +32,9 @@ def build_model(config: Config, classes: int) -> Adapted:
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
     images = config.scorer.name != "features"
-    seen = {"pad": config.adaptation.pad, "fill": config.adaptation.fill} if images else {}
+    mask = _choose("mask", config.mask, {"none": None, "disk": "disk"})
+    pad = config.adaptation.pad if mask is None else "constant"
+    seen = {"pad": pad, "fill": config.adaptation.fill} if images else {}
     scorer = _make(
         "scorer", _network("scorer", config.scorer.name), (group,), config.scorer.options,
         dtype=dtype, **seen,
@@ -65,6 +67,7 @@ def build_model(config: Config, classes: int) -> Adapted:
         features=None if images else scorer.read,
         poses=_poses(config.averaging, group),
         chunk=_chunk(config, group),
+        mask=mask,
     )
 
 
