@@ -2,9 +2,9 @@
 
 A canonicalizer brings every input to the pose in which a pretrained predictor is at home, so
 that the prediction no longer depends on how the input was turned. The layers, from pure functions
-to runs: `groups`, `actions`, `canonicalization`, `averaging`, `priors`, `alignment`; `networks`,
-`energies`, `predictors`, `adapt`; `data`, `evaluation`, `training`, `runs`. The last four are
-imported where they are needed.
+to runs: `groups`, `representations`, `actions`, `canonicalization`, `outputs`, `averaging`,
+`priors`, `alignment`; `networks`, `energies`, `predictors`, `adapt`; `data`, `evaluation`,
+`training`, `runs`. The last four are imported where they are needed.
 """
 
 from typing import Any
@@ -17,8 +17,10 @@ from equiadapt_jax import (
     energies,
     groups,
     networks,
+    outputs,
     predictors,
     priors,
+    representations,
 )
 from equiadapt_jax.adaptation import Adapted, adapt
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
@@ -42,8 +44,10 @@ __all__ = [
     "load",
     "networks",
     "orbit_scorer",
+    "outputs",
     "predictors",
     "priors",
+    "representations",
 ]
 
 

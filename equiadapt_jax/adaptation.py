@@ -1,8 +1,8 @@
 """Scorer + predictor → one pure model that canonicalizes its input.
 
 `adapt` puts a scorer before a predictor, both given as a `Network`: image → scores → pose →
-canonical input → the predictor's own preprocessing → prediction. A scorer may also read what the
-predictor makes of every pose.
+canonical input → the predictor's own preprocessing → prediction → carried back to the pose of the
+image. A scorer may also read what the predictor makes of every pose.
 """
 
 import dataclasses
@@ -13,15 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from equiadapt_jax import averaging, canonicalization, energies
+from equiadapt_jax import averaging, canonicalization, energies, outputs
+from equiadapt_jax.actions import squares
 from equiadapt_jax.canonicalization import Canonical
 from equiadapt_jax.groups import Group
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
 
-__all__ = ["OUTPUTS", "Adapted", "Network", "adapt", "from_function", "from_linen", "from_nnx"]
+__all__ = ["Adapted", "Network", "adapt", "from_function", "from_linen", "from_nnx"]
 
-OUTPUTS = ("trivial",)
 METHODS = (*canonicalization.METHODS, "predictions")
+MASKS = (None, "disk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Adapted:
     poses: int | None = 1
     chunk: int | None = None
     weighting: str = "scores"
+    mask: str | None = None
 
     def init(
         self,
@@ -53,7 +55,7 @@ class Adapted:
         images: jax.Array,
         predictor: tuple[Any, Any] | None = None,
     ) -> tuple[dict, dict]:
-        """(params, state) for images `(B, S, S, C)`; the predictor's are those given, if any."""
+        """(params, state) for images `(B, H, W, C)`; the predictor's are those given, if any."""
         if predictor is not None and not (isinstance(predictor, tuple) and len(predictor) == 2):
             raise TypeError(
                 f"predictor is a {type(predictor).__name__}: give (params, state), where state "
@@ -61,7 +63,7 @@ class Adapted:
             )
         scorer_key, predictor_key = jax.random.split(key)
         predictor = predictor or self.predictor.init(predictor_key, self.prepare(images))
-        seen = images
+        seen = self._view(images)
         if self.features is not None:
             whole = {"predictor": predictor[0]}, {"predictor": predictor[1]}
             like = jax.eval_shape(self.orbit_features, *whole, images)[0]
@@ -81,6 +83,7 @@ class Adapted:
         """
         if self.features is None:
             raise ValueError("The scorer reads images: give `features` to adapt.")
+        images = self._view(images)
         network, read = self.predictor.features, self.features
         predictor = jax.lax.stop_gradient((params["predictor"], state["predictor"]))
 
@@ -122,14 +125,15 @@ class Adapted:
     ) -> jax.Array:
         """The prediction from those for every pose, `(B, |G|, …)`, without another pass.
 
-        The average over `poses` with the model's weighting, whose draws need a key; with weights
-        `(B, |G|)`, those of training, the sum with these, whose derivative reaches the scores.
+        Each is carried back to the input's own pose, as `output` says, and then averaged: over
+        `poses` with the model's weighting, whose draws need a key; with weights `(B, |G|)`, those
+        of training, the sum with these, whose derivative reaches the scores.
         """
         if weights is None:
             chosen = averaging.best(self.group, scores, **self._averaging(key))
-            return averaging.combine(*chosen, predictions)
+            return averaging.combine(*chosen, predictions, carry=self._carry)
         poses = jnp.broadcast_to(self.group.elements(), scores.shape)
-        return averaging.combine(poses, weights, predictions)
+        return averaging.combine(poses, weights, predictions, carry=self._carry)
 
     def canonicalize(
         self,
@@ -144,10 +148,10 @@ class Adapted:
 
         No predictor pass, unless the scorer reads its features.
         """
-        seen = images
+        seen = viewed = self._view(images)
         if self.features is not None:
             seen, _ = self.orbit_features(params, state, images)
-        return self._canonicalize(params, state, images, seen, train, key)
+        return self._canonicalize(params, state, viewed, seen, train, key)
 
     def predict(
         self,
@@ -158,7 +162,7 @@ class Adapted:
         train: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict]:
-        """The predictor alone, with its preprocessing: no canonicalization.
+        """The predictor alone, with its preprocessing: no canonicalization, nor a mask.
 
         A frozen predictor runs as in inference; its parameters get no gradient, its input does.
         """
@@ -173,7 +177,7 @@ class Adapted:
             train=train,
             key=key if train else None,
         )
-        return y, {**state, "predictor": predictor_state}
+        return self._cut(y, images), {**state, "predictor": predictor_state}
 
     def apply(
         self,
@@ -184,7 +188,10 @@ class Adapted:
         train: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[tuple[jax.Array, Canonical], dict]:
-        """((prediction, canonical), state) for images `(B, S, S, C)` in [0, 1].
+        """((prediction, canonical), state) for images `(B, H, W, C)` in [0, 1].
+
+        Image-shaped predictions have the height and width of the images; canonical inputs are the
+        squares that the predictor sees.
 
         Outside training the pose is the best one, the prediction that for it or the average over
         the best `poses` (`canonical` is then still of the best one), and nothing is random but
@@ -196,30 +203,69 @@ class Adapted:
         ones a mixture of predictions where other scorers mix images.
         """
         scorer_key, predictor_key = (None, None) if key is None else jax.random.split(key)
-        seen, known = images, None
+        seen = viewed = self._view(images)
+        known = None
         if self.features is not None:
             seen, known = self.orbit_features(params, state, images)
-        canonical, state = self._canonicalize(params, state, images, seen, train, scorer_key)
+        canonical, state = self._canonicalize(params, state, viewed, seen, train, scorer_key)
         if known is not None and (self.freeze_predictor or not train):
             weights = canonical.weights if train else None
             y = self.combine(canonical.scores, known, weights, predictor_key)
         elif train and self.method == "predictions":
             how = {"poses": None, "temperature": self.temperature}
-            y = self._average(params, state, images, canonical.scores, how)
+            y = self._average(params, state, viewed, canonical.scores, how)
         elif train or (self.poses == 1 and self.weighting != "sampled"):
             y, state = self.predict(params, state, canonical.inputs, train=train, key=predictor_key)
+            y = self._carry_back(canonical, y, train)
         else:
             how = self._averaging(predictor_key)
-            y = self._average(params, state, images, canonical.scores, how)
-        return (y, canonical), state
+            y = self._average(params, state, viewed, canonical.scores, how)
+        return (self._cut(y, images), canonical), state
 
     def prepare(self, images: jax.Array) -> jax.Array:
-        """What the predictor sees of images in [0, 1]."""
+        """What the predictor sees of images in [0, 1]: squares where the group needs them."""
+        images = self._squares(images)
         return images if self.preprocess is None else self.preprocess(images)
 
     @property
     def _sampling(self) -> dict[str, Any]:
-        return {"pad": self.pad, "fill": self.fill, "interpolation": self.interpolation}
+        pad = self.pad if self.mask is None else "constant"  # beyond the disk all is `fill`
+        return {"pad": pad, "fill": self.fill, "interpolation": self.interpolation}
+
+    def _view(self, images):
+        """What of the images is used: squares, and inside their disk if so chosen."""
+        images = self._squares(images)
+        return images if self.mask is None else squares.disk(images, fill=self.fill)
+
+    def _squares(self, images):
+        """Images in the centre of squares, where they are not and the group or mask asks for it."""
+        if self._any_shape:
+            return images
+        return squares.from_images(images, pad=self.pad, fill=self.fill)
+
+    def _cut(self, y, images):
+        """Image-shaped predictions for squares, cut to the images."""
+        height, width = images.shape[-3:-1]
+        if height == width or self._any_shape or not outputs.is_field(self.output):
+            return y
+        return squares.to_images(y, height, width, axis=1)
+
+    @property
+    def _any_shape(self) -> bool:
+        return getattr(self.group, "n", 0) in (1, 2) and self.mask is None
+
+    def _carry(self, g, y):
+        """ρ(g)·y."""
+        return outputs.carry(self.group, self.output, g, y, interpolation=self.interpolation)
+
+    def _carry_back(self, canonical, y, train):
+        """From p(h(x)⁻¹·x) to f(x) = ρ(h(x))·p(h(x)⁻¹·x); training reaches the scores."""
+        if not train or canonical.weights is None:
+            return self._carry(canonical.pose, y)
+        return outputs.carry_back(
+            self.group, self.output, canonical.pose, y, canonical.weights,
+            mix=self.method == "soft", interpolation=self.interpolation,
+        )  # fmt: skip
 
     def _averaging(self, key) -> dict[str, Any]:
         return {"poses": self.poses, "weighting": self.weighting, "key": key}
@@ -227,7 +273,7 @@ class Adapted:
     def _average(self, params, state, images, scores, how):
         """The predictor's outputs for several poses, averaged; as in inference."""
         predict = lambda x: self.predict(params, state, x)[0]  # noqa: E731
-        how = {**how, **self._sampling, "chunk": self.chunk}
+        how = {**how, **self._sampling, "chunk": self.chunk, "carry": self._carry}
         return averaging.weighted(self.group, scores, images, predict, **how)
 
     def _turned_back(self, g, images):
@@ -270,16 +316,25 @@ def adapt(
     poses: int | None = 1,
     chunk: int | None = None,
     weighting: str = "scores",
+    mask: str | None = None,
 ) -> Adapted:
-    """Put a canonicalizer before a predictor.
+    """Put a canonicalizer before a predictor: f(x) = ρ(h(x))·p(h(x)⁻¹·x).
+
+    Images that are not square, `(B, H, W, C)`, are put in the centre of squares, continued as `pad`
+    says, before anything else: scorer and predictor see squares, of the longer side, and image-
+    shaped predictions are cut to the image again. Groups of half turns and mirrors leave any shape.
 
     Args:
-      group: whose elements the prediction shall not depend on.
+      group: with whose elements the prediction shall turn, or on which it shall not depend.
       scorer: images `(B, S, S, C)` in [0, 1] to scores `(B, |G|)`; or an `energies.Energy` of the
         predictor's outputs, which needs no training and brings its own `features`.
       predictor: preprocessed canonical images to predictions.
       preprocess: the predictor's own preprocessing, applied after canonicalization.
-      output: how the group acts on predictions; "trivial", not at all, gives an invariant model.
+      output: ρ, how the group acts on predictions. "trivial", not at all, gives an invariant model.
+        "standard" for image vectors `(B, ..., 2)`, x to the right and y down, "sign", "irrep<k>"
+        and "regular" for others, see `representations`. Image-shaped predictions are
+        "field:trivial" for `(B, T, T, C)`, such as the logits of a segmentation, or
+        "field:standard" for a flow `(B, T, T, 2)` and so on, see `outputs`.
       freeze_predictor: keep the predictor's parameters and statistics as they are.
       method: weights while training, see `canonicalization.weights`; or "predictions", soft weights
         that sum the predictions for all poses, |G| passes, where "soft" sums images (λ-equitune,
@@ -298,17 +353,18 @@ def adapt(
         memory. None for all of them.
       weighting: how `poses` are chosen and weighted in inference, see `averaging`: "scores",
         "faded", "equal", or "sampled", for which `apply` needs a key.
+      mask: "disk" makes all that lies outside the inscribed disk `fill`, for scorer and predictor
+        alike, see `actions.squares.disk`: then nothing depends on corners, which a turn takes out
+        of the image or must invent. `predict`, the predictor alone, still sees whole images.
 
     Raises:
       ValueError: an output, method or weighting that does not exist, poses out of range, features
         of a predictor that tells none, "predictions" with a predictor that is trained.
       TypeError: a scorer or predictor that is not a `Network`.
     """
-    if output not in OUTPUTS:
-        raise ValueError(
-            f"output={output!r} is not available: only {', '.join(OUTPUTS)} outputs, the same for "
-            "every pose, are; carry others back yourself with canonicalization.invert."
-        )
+    outputs.check(group, output)
+    if mask not in MASKS:
+        raise ValueError(f"Unknown mask {mask!r}: choose 'disk', or None for whole images.")
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}: choose one of {METHODS}.")
     if method == "predictions" and not freeze_predictor:
@@ -356,4 +412,5 @@ def adapt(
         poses,
         chunk,
         weighting,
+        mask,
     )

@@ -15,8 +15,9 @@ softens the first; the second is gone where k is the order of the group. There a
 
 Poses are added up from the best to the worst, so an input that is turned by an exact element, whose
 scores are the same numbers in other places, gives the same bits, unless scores tie; also where
-poses are drawn, which are ranks among the scores, and the key is the same. Outputs are those
-that the group does not act on (the trivial representation). Pure functions; no networks, no state.
+poses are drawn, which are ranks among the scores, and the key is the same. Outputs that the group
+acts on are each carried back to the pose of the input before they are added (`carry`). Pure
+functions; no networks, no state.
 """
 
 from collections.abc import Callable
@@ -102,13 +103,20 @@ def _faded(scores):
     return jnp.where(tied, 1 / weights.shape[-1], weights / jnp.where(tied, 1, total))
 
 
-def combine(poses: jax.Array, weights: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Σ_j w_j y(g_j) of outputs that are known for every element of the group.
+Carry = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def combine(
+    poses: jax.Array, weights: jax.Array, outputs: jax.Array, *, carry: Carry | None = None
+) -> jax.Array:
+    """Σ_j w_j ρ(g_j) y(g_j) of outputs that are known for every element of the group.
 
     Args:
       poses: g, int32 `(B, k)`, and
       weights: w, `(B, k)`, both from `best`.
       outputs: y, `(B, |G|, ...)`, where `outputs[:, g]` is the prediction for g⁻¹·x.
+      carry: ρ, `carry(g, y)` for elements `(B,)` and outputs `(B, ...)`; None where the group does
+        not act on them.
 
     Returns:
       `(B, ...)`, in the dtype of the outputs, added up in at least float32. A pose of weight zero
@@ -118,7 +126,8 @@ def combine(poses: jax.Array, weights: jax.Array, outputs: jax.Array) -> jax.Arr
     chosen = jax.vmap(lambda y, g: y[g])(outputs, poses).astype(dtype)
     total = jnp.zeros_like(chosen[:, 0])
     for j in range(poses.shape[1]):
-        total += _weigh(weights[:, j], chosen[:, j])
+        y = chosen[:, j] if carry is None else carry(poses[:, j], chosen[:, j])
+        total += _weigh(weights[:, j], y)
     return total.astype(outputs.dtype)
 
 
@@ -133,11 +142,12 @@ def weighted(
     weighting: str = "scores",
     key: jax.Array | None = None,
     chunk: int | None = None,
+    carry: Carry | None = None,
     pad: str = "edge",
     fill: float = 0.0,
     interpolation: str = "linear",
 ) -> jax.Array:
-    """Σ_j w_j p(g_j⁻¹·x) over k poses g_j of `best`: k passes of the predictor p for each image.
+    """Σ_j w_j ρ(g_j) p(g_j⁻¹·x) over k poses g_j of `best`: k passes of the predictor p per image.
 
     With a `chunk` below k only the running sum and so many poses of the batch are in memory at a
     time, however large the group; reverse-mode derivatives then make each pass again.
@@ -146,14 +156,15 @@ def weighted(
       group: the group.
       scores: `(B, |G|)`.
       images: `(B, H, W, C)`.
-      predict: images `(N, H, W, C)` to outputs `(N, ...)` that the group does not act on: logits,
-        or probabilities to average those.
+      predict: images `(N, H, W, C)` to outputs `(N, ...)`: logits, or probabilities to average
+        those.
       poses: k; None for all of the group.
       temperature: of the weights, see `best`.
       weighting: how the poses are chosen and weighted, see `best`.
       key: for "sampled".
       chunk: poses that share a pass, which sees chunk · B images; it divides k. None for all, the
         fastest where there is room (on CPUs, XLA runs a loop of smaller passes on one core).
+      carry: ρ, see `combine`.
       pad: what lies outside the image, see `actions.images`.
       fill: its value for `pad="constant"`.
       interpolation: "linear" or "cubic".
@@ -185,7 +196,8 @@ def weighted(
         outputs = predict(canonical.reshape(-1, *images.shape[1:]))
         outputs = outputs.reshape(-1, chunk, *outputs.shape[1:]).astype(total.dtype)
         for j in range(chunk):
-            total += _weigh(w[:, j], outputs[:, j])
+            y = outputs[:, j] if carry is None else carry(g[:, j], outputs[:, j])
+            total += _weigh(w[:, j], y)
         return total, None
 
     output = jax.eval_shape(predict, images)
@@ -202,17 +214,19 @@ def mean(
     predict: Callable[[jax.Array], jax.Array],
     *,
     chunk: int | None = None,
+    carry: Carry | None = None,
     pad: str = "edge",
     fill: float = 0.0,
     interpolation: str = "linear",
 ) -> jax.Array:
-    """Group averaging, 1/|G| Σ_g p(g⁻¹·x), which needs no scores; arguments as for `weighted`.
+    """Group averaging, 1/|G| Σ_g ρ(g) p(g⁻¹·x), which needs no scores; arguments as for `weighted`.
 
     |G| passes for each image. An exactly turned image gives the same up to rounding, because the
     poses are added up in the order of the elements.
     """
     scores = jnp.zeros((images.shape[0], group.order))
-    how = {"chunk": chunk, "pad": pad, "fill": fill, "interpolation": interpolation}
+    how = {"pad": pad, "fill": fill, "interpolation": interpolation}
+    how |= {"chunk": chunk, "carry": carry}
     return weighted(group, scores, images, predict, weighting="equal", **how)
 
 

@@ -548,7 +548,7 @@ def test_nnx_predictors_behind_a_scorer(train):
 
 
 REFUSED = {
-    "another output": ({"output": "standard"}, ValueError, "output='standard' is not available"),
+    "another output": ({"output": "vector"}, ValueError, "output='vector' is not available"),
     "another method": ({"method": "hard"}, ValueError, "Unknown method 'hard'.*straight_through"),
     "a module as the scorer": ({"scorer": nn.Dense(4)}, TypeError, "scorer is a Dense: wrap it"),
     "a function as the predictor": (

@@ -110,6 +110,18 @@ PUBLIC = {
     "actions.images.reflect": "images, where=",
     "actions.images.act": "group, g, images, *, pad=, fill=, interpolation=",
     "actions.images.orbit": "group, images, *, pad=, fill=, interpolation=",
+    "actions.fields.act": "group, g, fields, *, representation=, pad=, fill=, interpolation=",
+    "actions.vectors.act": "group, g, vectors, *, representation=, axis=",
+    "actions.annotations.act_on_boxes": "group, g, boxes, size",
+    "actions.annotations.act_on_keypoints": "group, g, points, size",
+    "actions.annotations.act_on_masks": "group, g, masks, *, fill=",
+    "actions.annotations.act_on_polygons": "group, g, points, size",
+    "actions.squares.disk": "images, *, fill=",
+    "actions.squares.from_images": "images, *, pad=, fill=",
+    "actions.squares.to_images": "squares, height, width, *, axis=",
+    "representations.dimension": "group, representation",
+    "representations.matrix": "group, g, representation, dtype=",
+    "outputs.carry": "group, output, g, y, *, interpolation=",
     "canonicalization.select_pose": "group, scores",
     "canonicalization.weights": "scores, *, method=, temperature=, key=",
     "canonicalization.canonicalize": (
@@ -121,11 +133,11 @@ PUBLIC = {
         "group, scores, images, *, method=, temperature=, key=, pad=, fill=, interpolation="
     ),
     "averaging.best": "group, scores, *, poses=, temperature=, weighting=, key=",
-    "averaging.mean": "group, images, predict, *, chunk=, pad=, fill=, interpolation=",
-    "averaging.combine": "poses, weights, outputs",
+    "averaging.mean": "group, images, predict, *, chunk=, carry=, pad=, fill=, interpolation=",
+    "averaging.combine": "poses, weights, outputs, *, carry=",
     "averaging.weighted": (
         "group, scores, images, predict, *, poses=, temperature=, weighting=, key=, "
-        "chunk=, pad=, fill=, interpolation="
+        "chunk=, carry=, pad=, fill=, interpolation="
     ),
     "priors.Identity.loss": "self, group, scores, *, applied=",
     "priors.Categorical": "probabilities, kl_weight=, per_sample=",
@@ -137,7 +149,7 @@ PUBLIC = {
     "adapt": (
         "group, scorer, predictor, *, preprocess=, output=, freeze_predictor=, method=, "
         "temperature=, pad=, fill=, interpolation=, features=, poses=, chunk=, "
-        "weighting="
+        "weighting=, mask="
     ),
     "orbit_scorer": "group, network, *, reference=, scale=, pad=, fill=, interpolation=",
     "energies.Energy": "function, margin=",

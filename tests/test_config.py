@@ -151,11 +151,24 @@ def test_fingerprints_tell_settings_apart():
     assert settings.fingerprint(settings.Data(size=3)) in prints
 
 
+def test_a_mask_reaches_the_model_and_its_scorer():
+    config = dataclasses.replace(settings.Config(), mask="disk")
+    model = build_model(config, 10)
+    assert model.mask == "disk"
+    assert build_model(settings.Config(), 10).mask is None
+    images = jax.ShapeDtypeStruct((1, 20, 24, 1), jnp.float32)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), images)
+    (logits, canonical), _ = jax.eval_shape(model.apply, params, state, images)
+    assert canonical.inputs.shape == (1, 24, 24, 1)
+    assert logits.shape == (1, 10)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"group": "cyclic0"}, "Unknown group 'cyclic0'"),
         ({"group": "so2"}, "Unknown group 'so2'"),
+        ({"mask": "circle"}, r"config\.mask is 'circle': choose one of none, disk"),
         ({"dtype": "float16"}, r"config\.dtype is 'float16': choose one of float32, bfloat16"),
         ({"adaptation": settings.Adaptation(mode="both")}, r"config\.adaptation\.mode is 'both'"),
         ({"predictor": settings.Predictor(name="vgg")}, r"config\.predictor\.name is 'vgg'"),

@@ -11,7 +11,16 @@ import equiadapt_jax
 
 PACKAGE = Path(equiadapt_jax.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
-CORE = ["groups.py", "actions", "canonicalization.py", "priors.py", "alignment.py"]
+CORE = [
+    "groups.py",
+    "representations.py",
+    "actions",
+    "canonicalization.py",
+    "outputs.py",
+    "averaging.py",
+    "priors.py",
+    "alignment.py",
+]
 NOT_NEEDED = [
     "tensorflow",
     "tensorflow_datasets",

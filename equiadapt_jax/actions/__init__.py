@@ -1,5 +1,5 @@
 """What a group element does to data."""
 
-from equiadapt_jax.actions import images
+from equiadapt_jax.actions import annotations, fields, images, squares, vectors
 
-__all__ = ["images"]
+__all__ = ["annotations", "fields", "images", "squares", "vectors"]

@@ -44,6 +44,7 @@ def build_model(config: Config, classes: int) -> Adapted:
     group = groups.from_name(config.group)
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
+    mask = _choose("mask", config.mask, {"none": None, "disk": "disk"})
     scorer, features = _scorer(config, group, dtype)
     predictor = _make(
         "predictor", _network("predictor", config.predictor.name), (classes,),
@@ -73,6 +74,7 @@ def build_model(config: Config, classes: int) -> Adapted:
         features=features,
         chunk=_chunk(config, group),
         **_averaging(config.averaging, group),
+        mask=mask,
     )
 
 
@@ -83,7 +85,8 @@ def _scorer(config, group, dtype):
     _check_scorer(config)
     if settings.name in energies.NAMED:
         return energies.Energy(cls, settings.margin), None
-    sampling = {"pad": adaptation.pad, "fill": adaptation.fill}
+    pad = adaptation.pad if config.mask == "none" else "constant"  # beyond the disk all is `fill`
+    sampling = {"pad": pad, "fill": adaptation.fill}
     if settings.name in _ENERGIES:
         width = settings.embedding if settings.reference != "none" else 1
         network = from_linen(_make("scorer", cls, (width,), settings.options, dtype=dtype))

@@ -212,6 +212,10 @@ class Config:
     chunk: int = _setting(
         0, "poses that share a pass of the predictor where it sees several; 0 for all"
     )
+    mask: str = _setting(
+        "none",
+        "none, or disk: outside the inscribed disk scorer and predictor see adaptation.fill",
+    )
     dtype: str = _setting("float32", "compute dtype: float32 or bfloat16; parameters are float32")
     evaluation_batch_size: int = _setting(60, "images per evaluated batch")
     evaluation_group: str = _setting(
