@@ -115,7 +115,8 @@ def test_what_jumps_is_measured_and_plotted(shared, workdir, tmp_path, monkeypat
     )  # fmt: skip
     out = capsys.readouterr().out
     assert "| weighted frame | " in out
-    assert Image.open(picture).size[0] > 100
+    with Image.open(picture) as image:
+        assert image.size[0] > 100
     assert continuity.largest_step(np.array([0.0, 0.1, 0.5])) == (2, 0.5)  # around the circle
     with pytest.raises(SystemExit, match="--shown=3 is none of the 2 images"):
         call(monkeypatch, continuity, shared, f"--workdir={workdir}", "--images=2", "--shown=3")
