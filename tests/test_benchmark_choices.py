@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import continuity
-from benchmarks.accuracy import choices, evaluation
+from benchmarks.accuracy import choices
 from equiadapt_jax.groups import Cyclic
 from equiadapt_jax.training import run
 
@@ -115,14 +115,29 @@ def test_what_jumps_is_measured_and_plotted(shared, workdir, tmp_path, monkeypat
     )  # fmt: skip
     out = capsys.readouterr().out
     assert "| weighted frame | " in out
-    assert Image.open(picture).size[0] > 100
-    assert continuity.largest_steps(np.array([0.0, 0.1, 0.5])) == 0.5  # around the circle
+    with Image.open(picture) as image:
+        assert image.size[0] > 100
+    assert continuity.largest_step(np.array([0.0, 0.1, 0.5])) == (2, 0.5)  # around the circle
     with pytest.raises(SystemExit, match="--shown=3 is none of the 2 images"):
         call(monkeypatch, continuity, shared, f"--workdir={workdir}", "--images=2", "--shown=3")
+
+
+def test_a_jump_stays_and_a_slope_goes_when_the_step_is_halved():
+    def look(pixels, label, degrees):
+        slope = np.cos(np.radians(degrees))
+        return {
+            "single pose": slope / 10 + ((degrees > 41.3) & (degrees < 200)),
+            "weighted frame": slope,
+        }
+
+    degrees = np.arange(0, 360, 10.0)
+    curves = look(None, 0, degrees)
+    left = continuity.narrowed(look, None, 0, degrees, curves)
+    assert left["weighted frame"] < 2e-4
+    assert left["single pose"] == pytest.approx(1, abs=1e-3)
 
 
 def test_what_is_missing_is_told(shared, tmp_path, monkeypatch):
     for module in (choices, continuity):
         with pytest.raises(SystemExit, match="absent"):
             call(monkeypatch, module, shared, f"--workdir={tmp_path / 'absent'}")
-    assert evaluation.TURNS[-1] == "random"
