@@ -156,10 +156,10 @@ def test_a_mask_reaches_the_model_and_its_scorer():
     model = build_model(config, 10)
     assert model.mask == "disk"
     assert build_model(settings.Config(), 10).mask is None
-    images = jax.ShapeDtypeStruct((1, 20, 24, 1), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, 16, 32, 1), jnp.float32)
     params, state = jax.eval_shape(model.init, jax.random.key(0), images)
     (logits, canonical), _ = jax.eval_shape(model.apply, params, state, images)
-    assert canonical.inputs.shape == (1, 24, 24, 1)
+    assert canonical.inputs.shape == (1, 32, 32, 1)
     assert logits.shape == (1, 10)
 
 
