@@ -3,5 +3,6 @@
 from equiadapt_jax.networks.conv_net import ConvNet
 from equiadapt_jax.networks.feature_scorer import FeatureScorer
 from equiadapt_jax.networks.group_conv import GroupConvNet
+from equiadapt_jax.networks.steerable import SteerableNet
 
-__all__ = ["ConvNet", "FeatureScorer", "GroupConvNet"]
+__all__ = ["ConvNet", "FeatureScorer", "GroupConvNet", "SteerableNet"]
