@@ -174,11 +174,55 @@ def _check(
 
 def _turn(images: jax.Array, quarter, mirror) -> jax.Array:
     """A left-right mirror where `mirror`, then `quarter` quarter turns; pixels only move."""
+    if isinstance(quarter, jax.Array) or np.ndim(quarter):
+        return _moved(images, jnp.asarray(quarter), jnp.asarray(mirror, jnp.int32))
     images = _where(mirror, images[..., ::-1, :], images)
-    if images.shape[-3] == images.shape[-2]:
-        images = _where(quarter % 2, jnp.swapaxes(images, -3, -2), images)
-    images = _where((quarter % 4 + 1) // 2 % 2, images[..., ::-1, :, :], images)
-    return _where(quarter % 4 // 2, images[..., ::-1, :], images)
+    if quarter % 2:
+        images = jnp.swapaxes(images, -3, -2)
+    if (quarter % 4 + 1) // 2 % 2:
+        images = images[..., ::-1, :, :]
+    return images[..., ::-1, :] if quarter % 4 // 2 else images
+
+
+@jax.custom_vjp
+def _moved(images, quarter, mirror):
+    """`_turn` by elements that are not known when it is traced: every pixel reads one place.
+
+    To choose among turned images instead would double what XLA computes for a pixel with every
+    choice, and with turns of turns its time to compile without end.
+    """
+    height, width = images.shape[-3:-1]
+    i, j = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+
+    def move(image, quarter, mirror):
+        place = _source(i, j, height, width, quarter, mirror)
+        return image.reshape(height * width, -1).at[place].get(mode="promise_in_bounds")
+
+    flat = images.reshape(-1, *images.shape[-3:])
+    axes = [0 if x.ndim else None for x in (quarter, mirror)]
+    quarter, mirror = (x.reshape(-1) if x.ndim else x for x in (quarter, mirror))
+    return jax.vmap(move, in_axes=(0, *axes))(flat, quarter, mirror).reshape(images.shape)
+
+
+def _moved_forward(images, quarter, mirror):
+    return _moved(images, quarter, mirror), (quarter, mirror)
+
+
+def _moved_backward(element, cotangent):
+    quarter, mirror = element  # a mirror before a turn is undone by itself
+    return _moved(cotangent, jnp.where(mirror == 1, quarter, -quarter), mirror), None, None
+
+
+_moved.defvjp(_moved_forward, _moved_backward)
+
+
+def _source(i, j, height, width, quarter, mirror):
+    """Where the flat image has pixel (i, j) of the one that is mirrored and turned."""
+    i = jnp.where((quarter + 1) // 2 % 2 == 1, height - 1 - i, i)
+    j = jnp.where(quarter // 2 % 2 == 1, width - 1 - j, j)
+    if height == width:
+        i, j = jnp.where(quarter % 2 == 1, j, i), jnp.where(quarter % 2 == 1, i, j)
+    return i * width + jnp.where(mirror == 1, width - 1 - j, j)
 
 
 def _where(condition, true: jax.Array, false: jax.Array) -> jax.Array:
@@ -237,9 +281,6 @@ _KERNELS = {"linear": ((0, 1), _linear), "cubic": ((-1, 0, 1, 2), _cubic)}
 def _gather(image, i, j, quarter, mirror):
     """Pixels (i, j) of the image that `_turn` would make, read from the original."""
     height, width, channels = image.shape
-    i = jnp.where((quarter + 1) // 2 % 2 == 1, height - 1 - i, i)
-    j = jnp.where(quarter // 2 % 2 == 1, width - 1 - j, j)
-    i, j = jnp.where(quarter % 2 == 1, j, i), jnp.where(quarter % 2 == 1, i, j)
-    j = jnp.where(mirror == 1, width - 1 - j, j)
     flat = image.reshape(height * width, channels)
-    return flat.at[i * width + j].get(mode="promise_in_bounds")
+    place = _source(i, j, height, width, quarter, mirror)
+    return flat.at[place].get(mode="promise_in_bounds")
