@@ -66,11 +66,14 @@ def main() -> None:
     if predictor:
         group = _GROUP.value or "cyclic4"
         energy = os.path.expanduser(_ADAPT.value)
-        named = robustness.evaluation_directory(predictor, _DATA.value, group, _SPLIT.value, energy)
+        margin = _MARGIN.value or 0.0
+        named = robustness.evaluation_directory(
+            predictor, _DATA.value, group, _SPLIT.value, energy, margin
+        )
         directory = Path(output) if output else named
         metrics, table, verdict = robustness.evaluate(
             predictor, _DATA.value, size=_SIZE.value, fit=_FIT.value, group=group,
-            adapt_by=energy, margin=_MARGIN.value or 0.0, pictures=directory, **shared,
+            adapt_by=energy, margin=margin, pictures=directory, **shared,
         )  # fmt: skip
         table += f"\n\n{verdict}"
     else:

@@ -23,7 +23,7 @@ from equiadapt_jax.training.explain import explain
 from equiadapt_jax.training.loop import Stop
 
 _ASKED = command_line.take_help()
-_CONFIG = command_line.config_flag(Path(__file__).parent / "configs" / "digits_vit.py")
+command_line.config_flag(Path(__file__).parent / "configs" / "digits_vit.py")
 _WORKDIR = flags.DEFINE_string("workdir", "", "where the run goes: runs/<name>-<group>-seed<seed>")
 _RESUME = flags.DEFINE_bool("resume", False, "continue the run that is in the workdir")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the run that is in the workdir")
@@ -32,7 +32,7 @@ _EXPLAIN = flags.DEFINE_bool("explain", False, "print all settings with their me
 
 def main() -> None:
     """Train, evaluate the best checkpoint, say where to look."""
-    config = settings.from_dict(_CONFIG.value.to_dict())
+    config = settings.from_dict(command_line.settings_of(flags.FLAGS["config"]))
     asked = [*_ASKED, *["config"] * _EXPLAIN.value]
     if asked:
         print(*(explain(config, path) for path in asked), sep="\n\n")

@@ -2,11 +2,13 @@
 
 Training images are turned by poses drawn from --poses. Two runs of train.py for every seed, both
 with a predictor pretrained on those images: one is told the distribution, the other estimates it.
-Both are evaluated on the same test images in every pose. Finished runs under --runs are used again.
-What is behind `--` goes to both: python benchmarks/unaligned.py -- --config.adaptation.steps=200
+Both are evaluated on the same test images in every pose. Finished runs under --runs are used again,
+if they had the same flags. What is behind `--` goes to both:
+python benchmarks/unaligned.py -- --config.adaptation.steps=200
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -63,9 +65,11 @@ def main() -> None:
         "estimated": ["--config.prior.name=estimated"],
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in priors}
+    flags = hashlib.sha256(" ".join(arguments.more).encode()).hexdigest()[:8]
+    kind = f"{group}-{arguments.poses}" + (f"-{flags}" if arguments.more else "")
     for seed in arguments.seeds.split(","):
         for name, own in priors.items():
-            workdir = arguments.runs / f"{group}-{arguments.poses}-{name}-seed{seed}"
+            workdir = arguments.runs / f"{kind}-{name}-seed{seed}"
             found[name].append(figures(workdir, [*shared, f"--config.seed={seed}", *own]))
     print(f"| {group}, poses {arguments.poses}, seeds {arguments.seeds} | {' | '.join(found)} |")
     print("|---|" + "---|" * len(found))

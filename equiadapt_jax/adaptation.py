@@ -196,13 +196,14 @@ class Adapted:
         Outside training the pose is the best one, the prediction that for it or the average over
         the best `poses` (`canonical` is then still of the best one), and nothing is random but
         poses that are sampled. One key serves the batch: dropout, Gumbel noise and sampled poses
-        are drawn from it.
+        are drawn from it. Outside training there may be one for each image, `(B,)`, so that the
+        poses drawn for it do not depend on the batch.
 
         Predictions that the scorer's features came with are used again; with a frozen predictor
         also in training, where `canonical.weights` sum them: one-hot for hard weights, and for soft
         ones a mixture of predictions where other scorers mix images.
         """
-        scorer_key, predictor_key = (None, None) if key is None else jax.random.split(key)
+        scorer_key, predictor_key = _two(key)
         seen = viewed = self._view(images)
         known = None
         if self.features is not None:
@@ -268,7 +269,11 @@ class Adapted:
         )  # fmt: skip
 
     def _averaging(self, key) -> dict[str, Any]:
-        return {"poses": self.poses, "weighting": self.weighting, "key": key}
+        learned = self.method == "predictions"  # the very weights that were trained
+        return {
+            "poses": self.poses, "weighting": self.weighting, "key": key,
+            "temperature": self.temperature if learned else 1.0,
+        }  # fmt: skip
 
     def _average(self, params, state, images, scores, how):
         """The predictor's outputs for several poses, averaged; as in inference."""
@@ -280,7 +285,7 @@ class Adapted:
         return canonicalization.canonicalize(self.group, g, images, **self._sampling)
 
     def _canonicalize(self, params, state, images, seen, train, key) -> tuple[Canonical, dict]:
-        dropout, noise = (None, None) if key is None else jax.random.split(key)
+        dropout, noise = _two(key if train else None)
         scores, state = self.score(params, state, seen, train=train, key=dropout)
         mixes = train and self.method == "predictions"
         hard = mixes or not train
@@ -297,6 +302,16 @@ class Adapted:
             soft = canonicalization.weights(scores, method="soft", temperature=self.temperature)
             canonical = canonical._replace(weights=soft)
         return canonical, state
+
+
+def _two(key):
+    """Two keys from one, or for each input from its own."""
+    if key is None:
+        return None, None
+    if averaging.is_batch(key):
+        pairs = jax.vmap(jax.random.split)(key)
+        return pairs[:, 0], pairs[:, 1]
+    return jax.random.split(key)
 
 
 def adapt(
@@ -340,7 +355,8 @@ def adapt(
         that sum the predictions for all poses, |G| passes, where "soft" sums images (λ-equitune,
         Basu et al. 2023, arXiv 2305.09900). It sums outputs, not inner features, which for a
         network that ends in a linear layer is the same and asks nothing of its inside.
-      temperature: of these weights.
+      temperature: of these weights; for "predictions" also of those in inference, so that what is
+        trained is what is used.
       pad: what lies outside the image, see `actions.images`.
       fill: its value for `pad="constant"`.
       interpolation: "linear" or "cubic", see `actions.images`.
@@ -377,14 +393,15 @@ def adapt(
         raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
     reads = features is not None or isinstance(scorer, energies.Energy)
     seen = group.order if reads or poses is None else poses
-    if method == "predictions":  # all of them in training
-        seen = math.gcd(seen, group.order)
+    if method == "predictions":  # all of them in training; the best one alone needs no chunk
+        alone = seen == 1 and weighting != "sampled"
+        seen = group.order if alone else math.gcd(seen, group.order)
     if chunk is not None and not (chunk >= 1 and seen % chunk == 0):
         raise ValueError(f"chunk={chunk} does not divide the {seen} poses: choose a divisor.")
     if isinstance(scorer, energies.Energy):
         if features is not None:
             raise ValueError("An Energy reads what it needs itself: leave `features` out.")
-        scorer, features, predictor = scorer.network, scorer.read, energies.telling(predictor)
+        features, scorer, predictor = scorer.read, scorer.network, energies.telling(predictor)
     for name, network in (("scorer", scorer), ("predictor", predictor)):
         if not isinstance(network, Network):
             raise TypeError(
@@ -397,20 +414,20 @@ def adapt(
             "takes what the module sows, elsewhere give Network(init, apply, features)."
         )
     return Adapted(
-        group,
-        scorer,
-        predictor,
-        preprocess,
-        output,
-        freeze_predictor,
-        method,
-        temperature,
-        pad,
-        fill,
-        interpolation,
-        features,
-        poses,
-        chunk,
-        weighting,
-        mask,
+        group=group,
+        scorer=scorer,
+        predictor=predictor,
+        preprocess=preprocess,
+        output=output,
+        freeze_predictor=freeze_predictor,
+        method=method,
+        temperature=temperature,
+        pad=pad,
+        fill=fill,
+        interpolation=interpolation,
+        features=features,
+        poses=poses,
+        chunk=chunk,
+        weighting=weighting,
+        mask=mask,
     )

@@ -48,7 +48,7 @@ def best(
       poses: k, how many; None for as many as the group has.
       temperature: divides the scores in every softmax; positive.
       weighting: one of WEIGHTINGS, see the module.
-      key: for "sampled", one key for the batch.
+      key: for "sampled", one key for the batch, or one for each input `(...)`.
 
     Returns:
       int32 elements, and weights that sum to one, in at least float32.
@@ -90,9 +90,19 @@ def _draw(scores, poses, temperature, key):
     if key is None:
         raise ValueError("Sampled poses are drawn: pass key=jax.random.key(...).")
     ranked, elements = jax.lax.top_k(scores, scores.shape[-1])
-    ranks = jax.random.categorical(key, ranked / temperature, shape=(poses, *scores.shape[:-1]))
-    drawn = jnp.take_along_axis(elements, jnp.moveaxis(ranks, 0, -1), -1)
-    return drawn.astype(jnp.int32)
+    batch = scores.shape[:-1]
+    if is_batch(key):  # the draws of an input are then the same in any batch
+        draw = lambda key, s: jax.random.categorical(key, s, shape=(poses,))  # noqa: E731
+        ranks = jnp.vectorize(draw, signature="(),(n)->(k)")(key, ranked / temperature)
+    else:
+        ranks = jax.random.categorical(key, ranked / temperature, shape=(poses, *batch))
+        ranks = jnp.moveaxis(ranks, 0, -1)
+    return jnp.take_along_axis(elements, ranks, -1).astype(jnp.int32)
+
+
+def is_batch(key: jax.Array) -> bool:
+    """Whether these are several keys of `jax.random.key`, and not one."""
+    return key.ndim > 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def _faded(scores):
@@ -162,7 +172,7 @@ def weighted(
       poses: k; None for all of the group.
       temperature: of the weights, see `best`.
       weighting: how the poses are chosen and weighted, see `best`.
-      key: for "sampled".
+      key: for "sampled", see `best`.
       chunk: poses that share a pass, which sees chunk · B images; it divides k. None for all, the
         fastest where there is room (on CPUs, XLA runs a loop of smaller passes on one core).
       carry: ρ, see `combine`.
@@ -226,9 +236,10 @@ def mean(
     poses are added up in the order of the elements.
     """
     scores = jnp.zeros((images.shape[0], group.order))
-    how = {"pad": pad, "fill": fill, "interpolation": interpolation}
-    how |= {"chunk": chunk, "carry": carry}
-    return weighted(group, scores, images, predict, weighting="equal", **how)
+    return weighted(
+        group, scores, images, predict, weighting="equal", chunk=chunk, carry=carry, pad=pad,
+        fill=fill, interpolation=interpolation,
+    )  # fmt: skip
 
 
 def _weigh(weight, output):

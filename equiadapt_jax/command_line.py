@@ -30,6 +30,32 @@ def config_flag(default: Path) -> Any:
         _stop(_of_configuration(error))
 
 
+def settings_of(flag: Any) -> dict[str, Any]:
+    """The settings of the flag --config, as `flags.FLAGS["config"]` has it.
+
+    Where --config.scorer.name or --config.predictor.name chooses another network than the file
+    does, those of the file's options that it has not are left out; options given as flags stay.
+    """
+    from ml_collections import config_flags
+
+    from equiadapt_jax.training.build import fitting_options
+
+    values, given = flag.value.to_dict(), config_flags.get_override_values(flag)
+    for role in ("scorer", "predictor"):
+        if f"{role}.name" not in given:
+            continue
+        settings = values[role]
+        before = flag.parser.parse(config_flags.get_config_filename(flag))[role]
+        if settings["name"] == before["name"]:
+            continue
+        prefix = f"{role}.options."
+        asked = {name.removeprefix(prefix) for name in given if name.startswith(prefix)}
+        kept = fitting_options(role, settings["name"], settings["options"])
+        kept |= {name: value for name, value in settings["options"].items() if name in asked}
+        settings["options"] = kept
+    return values
+
+
 def take_help() -> list[str]:
     """The settings that --config.…=help asks about, taken out of the arguments."""
     asked = [match[1] for a in sys.argv[1:] if (match := _HELP.fullmatch(a))]

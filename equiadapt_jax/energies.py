@@ -65,7 +65,7 @@ def gate(scores: jax.Array, margin: float) -> jax.Array:
 
     An input that looks upright is then left alone, whatever its other poses look like. That gives
     up exact invariance, at every margin above 0: turned by g, the input may be one that is left
-    alone as it is. How many predictions change with the turn is measured in docs/concepts.md.
+    alone as it is.
     """
     return scores.at[..., 0].add(margin)
 
@@ -111,7 +111,7 @@ class Energy:
 
 
 def telling(network: Network) -> Network:
-    """The same network, which tells its output and no maps where it told no features at all."""
+    """The same network, which tells its output and no maps where it has no `features`."""
     if not isinstance(network, Network) or network.features is not None:
         return network
 

@@ -18,7 +18,8 @@ class Network:
         updates while training, such as batch statistics, and is empty for most networks.
       apply: `apply(params, state, x, *, train=False, key=None) -> (y, state)`; `key` feeds dropout.
       features: `features(params, state, x) -> (y, maps)` in inference: what `apply` gives, and a
-        tuple of feature maps `(B, H, W, C)` on the way there. None where a network tells none.
+        tuple of feature maps `(B, H, W, C)` on the way there, which may be empty. None where that
+        is not known.
     """
 
     init: Callable[..., tuple[Any, Any]]
@@ -31,7 +32,8 @@ def from_linen(module) -> Network:
 
     `train` is passed on as whichever of `train`, `training`, `deterministic` or
     `use_running_average` the module's `__call__` takes. Every collection but "params" is state.
-    Features are what the module sows into the collection "features", in the order of their names.
+    Features are what the module sows into the collection "features", in the order of their names;
+    none where it sows nothing.
     """
     mode = _training_argument(type(module).__call__)
 
@@ -59,13 +61,7 @@ def from_linen(module) -> Network:
     def features(params, state, x):
         variables = {"params": params, **state}
         y, sown = module.apply(variables, x, mutable=["features"], **mode(False))
-        maps = tuple(jax.tree.leaves(sown.get("features", {})))
-        if not maps:
-            raise ValueError(
-                f"{type(module).__name__} tells no features: let it sow feature maps into "
-                "'features', or give Network(init, apply, features) yourself."
-            )
-        return y, maps
+        return y, tuple(jax.tree.leaves(sown.get("features", {})))
 
     return Network(init, apply, features)
 

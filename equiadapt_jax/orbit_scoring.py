@@ -79,6 +79,13 @@ def orbit_scorer(
         )
     scalar, learned = named and reference == "none", named and reference == "learned"
 
+    def check_reference(length):
+        if not named and jnp.shape(reference) != (length,):
+            raise ValueError(
+                f"The reference has shape {jnp.shape(reference)} and the embeddings length "
+                f"{length}: give a vector of that length."
+            )
+
     def poses(images):
         how = {"pad": pad, "fill": fill, "interpolation": interpolation}
         turned = [
@@ -91,6 +98,7 @@ def orbit_scorer(
         params, state = network.init(network_key, images)
         found, _ = jax.eval_shape(network.apply, params, state, images)
         _check(found.shape, images.shape[0], scalar)
+        check_reference(found.shape[-1])
         params = {"network": params}
         if learned:
             params["reference"] = jax.random.normal(reference_key, found.shape[1:])
@@ -106,6 +114,7 @@ def orbit_scorer(
         y, state = embed(params, state, images, train=train, key=key)
         if scalar:
             return y[..., 0], state
+        check_reference(y.shape[-1])
         vector = params["reference"] if learned else reference
         vector = jnp.ones(y.shape[-1]) if named and not learned else jnp.asarray(vector)
         return scale * jnp.sum(unit(y) * unit(vector), -1), state

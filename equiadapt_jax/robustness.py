@@ -12,8 +12,10 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -87,17 +89,19 @@ def evaluate(
       FloatingPointError: logits that are not finite.
     """
     turned_by, name = groups.from_name(group), display_name(predictor)
-    energy = _energy(adapt_by, margin)
+    opened: dict[str, ModuleType] = {}
+    energy = _energy(adapt_by, margin, opened)
     run = read_config(predictor) if Path(predictor).is_dir() else None
-    found = None if run else read_predictor(predictor)
+    found = None if run else _read_predictor(predictor, opened)
     dataset, images = _images(run, data, data_dir, size, fit, split, batch_size)
     if run:
         params, state, model = runs.load(predictor, step=0)
         subject, how = Subject(vanilla_prediction(model), params, state, name=name), "step 0"
         turns = GroupTurns(turned_by, model.pad, model.fill)
+        interpolation = model.interpolation
     else:
         subject, how = _subject(found, name, images, len(dataset.classes))
-        turns = GroupTurns(turned_by)
+        turns, interpolation = GroupTurns(turned_by), "linear"
     subjects = {"vanilla": subject}
     if energy is not None:
         if run:
@@ -105,7 +109,10 @@ def evaluate(
             found = Pretrained(model.predictor, *own, model.preprocess)
         elif not isinstance(found, Pretrained):
             found = _as_pretrained(subject, images.batch_size)
-        subjects["adapted"] = _adapted(energy, found, subject, turns)
+        adapted = _adapted(energy, found, subject, turns, interpolation)
+        shape = (images.batch_size, *images.chosen([0]).shape[1:])
+        _try(adapted, shape)
+        subjects["adapted"] = adapted
     findings = assess(
         subjects, images, turns, dataset.classes,
         random_angles=random_angles, sweep=sweep, sweep_images=sweep_images, watch=runs.watch,
@@ -124,25 +131,27 @@ def evaluate(
             )
         leave(
             Path(pictures), findings, images, group=turned_by if energy else None, name=name,
-            facts=facts, caveat=caveat,
+            facts=facts, caveat=caveat, interpolation=interpolation,
         )  # fmt: skip
     text = table(findings.metrics, turns.labels, str(turned_by)) + runs.warning(caveat)
     return dict(findings.metrics), text, verdict(findings, turned_by if energy else None)
 
 
 def evaluation_directory(
-    predictor: str, data: str = "", group: str = "cyclic4", split: str = "", adapt_by: str = ""
-) -> Path:
+    predictor: str, data: str = "", group: str = "cyclic4", split: str = "", adapt_by: str = "",
+    margin: float = 0.0,
+) -> Path:  # fmt: skip
     """Where `evaluate` of the same arguments leaves its files by default.
 
-    Its name has the predictor, data and group, and a split or an energy that is given, so that no
-    evaluation replaces another: `runs/eval-my_network-predict-photos-cyclic8`.
+    Its name has the predictor, data and group, and a split, an energy or a margin that is given, so
+    that no evaluation replaces another: `runs/eval-my_network-predict-photos-cyclic8`.
     """
     if not data and Path(predictor).is_dir():
         own = read_config(predictor)[0].data
         data = own.root or own.name
     by = display_name(adapt_by) if adapt_by else ""
-    parts = (display_name(predictor), data, str(groups.from_name(group)), split, by)
+    gate = f"margin{margin:g}" if margin else ""
+    parts = (display_name(predictor), data, str(groups.from_name(group)), split, by, gate)
     return Path("runs", "-".join(["eval", *(runs.file_name(part) for part in parts if part)]))
 
 
@@ -161,13 +170,18 @@ def read_predictor(predictor: str) -> Pretrained | Callable[[Any], Any]:
     missing file or module, ValueError for a missing name or where the file itself raises, TypeError
     for anything else.
     """
+    return _read_predictor(predictor, {})
+
+
+def _read_predictor(predictor, opened):
+    """The same; `opened` are modules by their paths, of which none is executed twice."""
     path, colon, name = predictor.rpartition(":")
     if not (colon and path and name.isidentifier()):
         raise ValueError(
             f"--predictor={predictor} is neither path/to/file.py:name, package.module:name nor the "
             "workdir of a run."
         )
-    module = _import_file(path) if path.endswith(".py") else _import_module(path)
+    module = _module(path, "predictor", opened)
     if not hasattr(module, name):
         near = [n for n in vars(module) if not n.startswith("_") and callable(vars(module)[n])]
         raise ValueError(f"{path} has no {name!r}; what it has is {', '.join(near) or 'nothing'}.")
@@ -228,7 +242,7 @@ def _subject(found, name, images, classes):
     return Subject(predict, params, state, traced=not reason, name=name), how
 
 
-def _energy(name, margin):
+def _energy(name, margin, opened):
     """The `Energy` of a name or of the user's own function; None where there is no name."""
     if not name:
         if margin:
@@ -242,10 +256,11 @@ def _energy(name, margin):
             f"--adapt={name} is no energy: choose {', '.join(energies.NAMED)}, or give "
             "path/to/file.py:name of a function of prediction and feature maps."
         )
-    module = _import_file(path) if path.endswith(".py") else _import_module(path)
-    if not callable(getattr(module, function, None)):
+    module = _module(path, "adapt", opened)
+    own = getattr(module, function, None)
+    if not callable(own):
         raise ValueError(f"{path} has no function {function!r} (--adapt={name}).")
-    return energies.Energy(getattr(module, function), margin)
+    return energies.Energy(lambda y, maps: _users(f"--adapt={name}", own, y, maps), margin)
 
 
 def _as_pretrained(subject, batch_size):
@@ -260,16 +275,25 @@ def _as_pretrained(subject, batch_size):
     return Pretrained(Network(lambda key, x: ({}, {}), apply), {}, {})
 
 
-def _adapted(energy, network, subject, turns):
+def _adapted(energy, network, subject, turns, interpolation):
     """A pretrained network behind a canonicalizer that chooses poses by an energy."""
     model = adapt(
         turns.group, energy, network.network, preprocess=network.preprocess, freeze_predictor=True,
-        pad=turns.pad, fill=turns.fill,
+        pad=turns.pad, fill=turns.fill, interpolation=interpolation,
     )  # fmt: skip
     params, state = ({"scorer": {}, "predictor": own} for own in (network.params, network.state))
     return dataclasses.replace(
         subject, predict=adapted_prediction(model), params=params, state=state, group=turns.group
     )
+
+
+def _try(subject, shape):
+    """Raise what the energy or its shapes would raise, before anything is evaluated."""
+    if subject.traced:
+        images = jax.ShapeDtypeStruct(shape, np.float32)
+        jax.eval_shape(subject.predict, subject.params, subject.state, images)
+    else:
+        subject.predict(subject.params, subject.state, np.zeros(shape, np.float32))
 
 
 def _accepts(function, *arguments):
@@ -290,9 +314,17 @@ def _users(what, function, *arguments):
         raise ValueError(as_sentence(what, error)) from error
 
 
-def _import_file(path):
+def _module(path, flag, opened):
+    """The file or module that a flag names, executed unless it is among those `opened`."""
+    where = os.path.realpath(path) if path.endswith(".py") else path
+    if where not in opened:
+        opened[where] = (_import_file if path.endswith(".py") else _import_module)(path, flag)
+    return opened[where]
+
+
+def _import_file(path, flag):
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path} (--predictor={path}:…).")
+        raise FileNotFoundError(f"There is no file {path} (--{flag}={path}:…).")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)  # where pickle and dataclasses look
@@ -301,14 +333,14 @@ def _import_file(path):
     return module
 
 
-def _import_module(name):
+def _import_module(name, flag):
     _look_in(Path.cwd())
     try:
         missing = importlib.util.find_spec(name) is None
     except ModuleNotFoundError:  # nor its package
         missing = True
     if missing:
-        raise FileNotFoundError(f"There is no module {name} (--predictor={name}:…).")
+        raise FileNotFoundError(f"There is no module {name} (--{flag}={name}:…).")
     return _users(name, importlib.import_module, name)
 
 

@@ -24,7 +24,8 @@ from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_pre
 from equiadapt_jax.evaluation.report import leave, table
 from equiadapt_jax.evaluation.upright import MOST, upright_evidence
 from equiadapt_jax.evaluation.wording import about_evidence, about_the_checkpoint, about_the_prior
-from equiadapt_jax.training.build import BASELINES, build_model, build_prior
+from equiadapt_jax.priors import Identity
+from equiadapt_jax.training.build import BASELINES, build_model, build_prior, with_averaging
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.config import differences
 from equiadapt_jax.training.logging import read_log
@@ -61,7 +62,7 @@ def _open(workdir, averaging=""):
     """(model, shapes of its (params, state), checkpoints) of a run."""
     config, dataset = read_config(workdir)
     if averaging:
-        config = dataclasses.replace(config, averaging=averaging)
+        config = with_averaging(config, averaging)
     directory = Path(workdir) / "checkpoints"
     checkpoints = Checkpoints(directory, read_fingerprint(workdir)) if directory.is_dir() else None
     if not (checkpoints and checkpoints.steps()):
@@ -141,7 +142,8 @@ def evaluate(
         dataset.source(split), config.data.size, config.data.fit,
         batch_size or config.evaluation_batch_size, split,
     )  # fmt: skip
-    prior = build_prior(with_estimated_prior(config, Path(workdir)).prior, model.group)
+    known = with_estimated_prior(config, Path(workdir)).prior
+    prior = build_prior(known, model.group)
     if baseline:
         adapted = Subject(vanilla_prediction(model), params, state)
     else:
@@ -166,7 +168,9 @@ def evaluate(
         findings = dataclasses.replace(findings, metrics={**findings.metrics, **figures})
         more["estimated prior"] = about_the_prior(shares)
         text = f"{text}\n\n{more['estimated prior']}"
-    evidence, about_data = _check_upright(config, facts, dataset, images)
+    evidence, about_data = _check_upright(
+        config, facts, dataset, images, build_prior(known, groups.from_name(config.group))
+    )
     if evidence is not None:
         findings = dataclasses.replace(findings, metrics={**findings.metrics, **evidence.figures})
     if finetuned:
@@ -199,7 +203,7 @@ def evaluate(
     return dict(findings.metrics), text + warning(caveat)
 
 
-def _check_upright(config, facts, dataset, images):
+def _check_upright(config, facts, dataset, images, prior):
     """(evidence, its sentence) of the run's training images, or of others where those are not here.
 
     (None, "") where nothing can be said.
@@ -210,8 +214,11 @@ def _check_upright(config, facts, dataset, images):
         images, which = Images(stored["source"], stored["size"], stored["how"], 1), "training"
     images = images.first(MOST)
     group = groups.from_name(config.group)
-    evidence = upright_evidence(images.chosen(range(len(images))), group)
-    return evidence, "" if evidence is None else about_evidence(evidence, which)
+    evidence = upright_evidence(images.chosen(range(len(images))), group, prior.modes)
+    if evidence is None:
+        return None, ""
+    name = "identity" if prior == Identity() else config.prior.name
+    return evidence, about_evidence(evidence, which, name)
 
 
 def warning(caveat: str) -> str:

@@ -93,6 +93,13 @@ def test_validation_counts_what_the_model_does():
     assert pose == pytest.approx(np.mean(canonical.pose == kept["applied"]))
 
 
+def test_validation_of_sampled_poses_does_not_depend_on_the_batch():
+    made, params, state = model(Cyclic(4), poses=2, weighting="sampled")
+    kept = cache.make(made, params, state, batches(noise(31, 8, 8, 3), 31), 31, key=KEY)
+    one, other = (cache.make_validation(made, kept, (0,), n)(params, state) for n in (4, 31))
+    assert one == other
+
+
 def test_validation_counts_mirrored_poses_where_the_prior_has_them():
     made, params, state = model(Dihedral(4))
     x = noise(9, 8, 8, 3)
@@ -224,23 +231,28 @@ def one_step(model, objective, params, state, batch):
     return value, gradient
 
 
-@pytest.mark.parametrize("method", ["straight_through", "soft"])
+@pytest.mark.parametrize("method", ["straight_through", "soft", "predictions"])
 def test_training_on_features_kept_is_training_on_images(method):
     """Loss and gradient agree; without dropout, and up to the half precision of features."""
     group = Dihedral(4)
     prior = ea.priors.Categorical((0.5, 0, 0, 0, 0.5, 0, 0, 0))
-    made, params, state = model(group, method=method, dropout=0.0)
+    made, params, state = model(group, method=method, dropout=0.0, temperature=0.7)
     x = noise(6, 8, 8, 3)
+    surer = {"confidence_penalty": 0.3}
+    if method != "predictions":
+        surer["temperature"] = lambda step: 0.4
     kept = cache.make(made, params, state, batches(x, 6), 6, key=KEY)
     labels = kept["label"]
     none = settings.Augmentation()
     on_images = objective.adaptation(
-        made, prior, prior_weight=2.0, augmentation=none, turn_inputs=False
+        made, prior, prior_weight=2.0, augmentation=none, turn_inputs=False, **surer
     )
-    on_features = objective.adaptation_from_features(made, prior, prior_weight=2.0)
+    on_features = objective.adaptation_from_features(made, prior, prior_weight=2.0, **surer)
+    unsure = objective.adaptation_from_features(made, prior, prior_weight=2.0)
     one = one_step(made, on_images, params, state, {"image": x, "label": labels})
     other = one_step(made, on_features, params, state, kept)
     assert float(one[0]) == pytest.approx(float(other[0]), rel=2e-3)
+    assert float(one[0]) < float(one_step(made, unsure, params, state, kept)[0]) - 0.1
     scale = max(float(abs(g).max()) for g in jax.tree.leaves(one[1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2 * scale), one[1], other[1])
 

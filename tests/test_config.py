@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
+from equiadapt_jax import command_line
 from equiadapt_jax.training import build, objective
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
 from equiadapt_jax.training.explain import explain
-from tests.tiny_runs import SHIPPED, VARIANTS, shipped
+from tests.tiny_runs import ROOT, SHIPPED, VARIANTS, shipped
 
 
 def all_fields(cls=settings.Config):
@@ -20,6 +24,63 @@ def all_fields(cls=settings.Config):
             yield from all_fields(field.type)
         else:
             yield cls, field
+
+
+def given(monkeypatch, *arguments):
+    """The settings of a command line."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(sys.argv)
+    return settings.from_dict(command_line.settings_of(values["config"]))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize("name", ["energy", "energy_resnet", "features", "confidence"])
+@pytest.mark.parametrize("file", ["digits_vit", "cifar10_resnet20"])
+def test_a_scorer_is_chosen_by_its_flag_alone(file, name, monkeypatch):
+    path = ROOT / "configs" / f"{file}.py"
+    mode = ["--config.adaptation.mode=joint"] if name == "confidence" else []
+    config = resolve(
+        given(monkeypatch, f"--config={path}:tiny", f"--config.scorer.name={name}", *mode)
+    )
+    build.check_training(config)
+    model = build_model(config, 10)
+    images = jnp.zeros((1, config.data.size, config.data.size, 3))
+    like = jax.eval_shape(model.init, jax.random.key(0), images)
+    (_, canonical), _ = jax.eval_shape(model.apply, *like, images)
+    assert canonical.scores.shape == (1, model.group.order)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_options_given_as_flags_are_refused_where_the_network_has_none(monkeypatch):
+    path = ROOT / "configs" / "cifar10_resnet20.py"
+    file = f"--config={path}:tiny"
+    config = given(
+        monkeypatch, file, "--config.scorer.name=energy", "--config.scorer.options.grid=3"
+    )
+    assert config.scorer.options == {"grid": 3, "hidden": 8}
+    config = given(
+        monkeypatch, f"--config={path}", "--config.scorer.name=energy",
+        "--config.scorer.options.dropout=0.1",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="scorer.options.dropout is not an option of ConvNet"):
+        resolve(config)
+    same = given(monkeypatch, file, "--config.scorer.name=features")
+    assert same == shipped(path, "tiny")  # as the file has it
+    other = given(monkeypatch, file, "--config.predictor.name=vit")
+    assert other.predictor.options == {}
+    with pytest.raises(ValueError, match="scorer.name is 'nobody': choose one of group_conv"):
+        given(monkeypatch, file, "--config.scorer.name=nobody")
+
+
+def test_data_that_are_not_turned_have_the_fingerprint_from_before_any_could_be():
+    parts = (
+        settings.Predictor(), settings.Augmentation(), settings.Optimizer(), settings.Pretrain(),
+    )  # fmt: skip
+    assert settings.fingerprint(settings.Data(), *parts) == "8ef86544"
+    turned = settings.Data(poses=(0.5, 0.5, 0.0, 0.0))
+    assert settings.fingerprint(turned, *parts) != "8ef86544"
 
 
 def test_every_setting_has_a_meaning():

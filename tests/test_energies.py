@@ -1,5 +1,6 @@
 """Energies of predictions, the gate, terms for embeddings, the search on the circle."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,13 +96,16 @@ def test_exact_turns_leave_every_bit_and_a_gate_gives_that_up(poses):
     model, params, state = behind(energies.Energy(energies.entropy), poses=poses)
     gated, *_ = behind(energies.Energy(energies.entropy, margin=5.0), poses=poses)
     (one, _), _ = jax.jit(model.apply)(params, state, x)
-    changed = 0.0
+    left_alone = []
     for g in range(8):
         turned = ea.actions.images.act(group, g, x)
         np.testing.assert_array_equal(jax.jit(model.apply)(params, state, turned)[0][0], one)
-        (_, canonical), _ = jax.jit(gated.apply)(params, state, turned)
-        changed += float(abs(canonical.inputs - turned).max()) if poses == 1 else 0.0
-    assert changed == 0.0  # everything is left alone, so nothing is invariant
+        (y, canonical), _ = jax.jit(gated.apply)(params, state, turned)
+        np.testing.assert_array_equal(canonical.pose, 0)  # no entropy of three classes is so large
+        np.testing.assert_array_equal(canonical.inputs, turned)
+        left_alone.append(np.asarray(y))
+    apart = np.abs(np.stack(left_alone[1:]) - left_alone[0]).max((1, 2))
+    assert apart.min() > 0.1  # everything is left alone, so nothing is invariant
 
 
 def test_any_function_of_prediction_and_maps_is_an_energy():
@@ -112,6 +116,36 @@ def test_any_function_of_prediction_and_maps_is_an_energy():
     found = model.predictor.features(params["predictor"], state["predictor"], noise(2, 8, 8, 1))
     y, maps = found
     np.testing.assert_allclose(canonical.scores[:, 0], maps[0].max((1, 2, 3)) + y[:, 0], rtol=1e-4)
+
+
+class Plain(nn.Module):
+    """A module that sows nothing."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+def test_a_module_that_sows_nothing_has_energies_of_its_output():
+    x = noise(5, 6, 6, 1)
+    plain = ea.from_linen(Plain())
+    model, params, state = behind(energies.Energy(energies.confidence), Cyclic(4), plain)
+    (y, canonical), _ = jax.jit(model.apply)(params, state, x)
+    dense = params["predictor"]["Dense_0"]
+    every = np.stack(
+        [
+            np.rot90(x, -g, (1, 2)).reshape(5, -1) @ dense["kernel"] + dense["bias"]
+            for g in range(4)
+        ],
+        1,
+    )
+    odds = np.asarray(energies.confidence(jnp.asarray(every)))
+    np.testing.assert_allclose(canonical.scores, odds, atol=1e-4)
+    np.testing.assert_allclose(y, every[np.arange(5), odds.argmax(1)], atol=1e-5)
+    _, maps = plain.features(params["predictor"], state["predictor"], x)
+    assert maps == ()
+    with pytest.raises(ValueError, match="tells none: choose confidence"):
+        behind(energies.Energy(energies.feature_norm), Cyclic(4), plain)
 
 
 def test_what_is_no_energy_is_refused_with_a_sentence():

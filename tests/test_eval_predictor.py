@@ -81,6 +81,10 @@ unprepared = ready._replace(preprocess=0.5)
 number = 3
 
 
+def failing(prediction, maps):
+    return {"yes": prediction[:, 0]}["no"]
+
+
 def spread(prediction, maps):
     assert maps == ()
     return prediction.max(-1) - prediction.min(-1)
@@ -222,6 +226,8 @@ def test_networks_and_runs_are_adapted_without_training(network, workdir, data_d
         assert metrics["vanilla/invariance_error"] > 0
     name = robustness.evaluation_directory(f"{network}:vit", "digits", "cyclic8", adapt_by=by)
     assert name.name == "eval-my_network-vit-digits-cyclic8-confidence"
+    name = robustness.evaluation_directory("a.b:c", "digits", adapt_by="entropy", margin=0.25)
+    assert name.name == "eval-a.b-c-digits-cyclic4-entropy-margin0.25"
 
 
 @pytest.mark.parametrize(
@@ -230,6 +236,11 @@ def test_networks_and_runs_are_adapted_without_training(network, workdir, data_d
         ("", 1.0, "--margin=1 is that of --adapt="),
         ("sharpness", 0.0, "--adapt=sharpness is no energy: choose confidence, entropy"),
         ("{network}:sharpness", 0.0, "has no function 'sharpness'"),
+        (
+            "{network}:failing",
+            0.0,
+            r"--adapt=.*:failing raised KeyError: 'no' .*my_network.py, line",
+        ),
         ("feature_norm", 0.0, "the predictor tells none: choose confidence"),
     ],
 )
@@ -239,6 +250,34 @@ def test_energies_that_do_not_exist_are_refused(adapt_by, margin, sentence, netw
         robustness.evaluate(
             f"{network}:with_jax", "digits", data_dir=data_dir, adapt_by=adapt_by, margin=margin
         )
+
+
+def test_an_energy_is_tried_before_anything_is_evaluated(network, data_dir, tmp_path, monkeypatch):
+    def evaluated(*args, **kwargs):
+        raise AssertionError("evaluated before the energy was tried")
+
+    monkeypatch.setattr(robustness, "assess", evaluated)
+    for name in ("with_jax", "with_numpy"):
+        with pytest.raises(ValueError, match=r"failing raised KeyError: 'no'"):
+            robustness.evaluate(
+                f"{network}:{name}", "digits", data_dir=data_dir, adapt_by=f"{network}:failing"
+            )
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere.py \(--adapt=nowhere.py:"):
+        robustness.evaluate(f"{network}:with_jax", "digits", adapt_by="nowhere.py:energy")
+
+
+def test_a_file_for_network_and_energy_is_executed_once(data_dir, tmp_path):
+    count = tmp_path / "count"
+    file = tmp_path / "once_only.py"
+    file.write_text(
+        f"open({str(count)!r}, 'a').write('x')\n"
+        "def network(images): return images.mean((2, 3))[:, :10]\n"
+        "def energy(y, maps): return y[:, 0]\n"
+    )
+    robustness.evaluate(
+        f"{file}:network", "digits", data_dir=data_dir, size=10, adapt_by=f"{file}:energy"
+    )
+    assert count.read_text() == "x"
 
 
 @pytest.mark.parametrize("name", ["with_jax", "with_numpy"])

@@ -148,7 +148,9 @@ def test_a_network_that_tells_no_features_is_refused():
     with pytest.raises(ValueError, match="the predictor tells none"):
         ea.adapt(Cyclic(4), ea.from_linen(scorer), network, features=scorer.read)
     made = ea.adapt(Cyclic(4), ea.from_linen(scorer), ea.from_linen(Silent()), features=scorer.read)
-    with pytest.raises(ValueError, match="Silent tells no features: let it sow"):
+    with pytest.raises(
+        ValueError, match="FeatureScorer reads feature maps, and the predictor tells none"
+    ):
         made.init(KEY, noise(1, 8, 8, 3))
 
 

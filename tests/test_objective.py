@@ -184,9 +184,9 @@ def test_temperatures_go_from_the_first_to_the_last(decay):
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [((1.0, 0.5, "linear", 3), "'linear' is unknown: choose one of cosine, exponential"),
-     ((1.0, -0.5, "cosine", 3), r"goes from 1\.0 to -0\.5: both must be positive"),
-     ((0.0, 0.5, "cosine", 3), r"goes from 0\.0 to 0\.5: both must be positive")],
+    [((1.0, 0.5, "linear", 3), "temperature_decay is 'linear': choose one of cosine, exponential"),
+     ((1.0, -0.5, "cosine", 3), r"is 1\.0 and temperature_end -0\.5: both must be"),
+     ((0.0, 0.5, "cosine", 3), r"is 0\.0 and temperature_end 0\.5: both must be")],
 )  # fmt: skip
 def test_what_is_no_schedule_is_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):

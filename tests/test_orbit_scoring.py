@@ -12,10 +12,12 @@ import pytest
 import equiadapt_jax as ea
 from equiadapt_jax import energies
 from equiadapt_jax.actions import images as image_actions
+from equiadapt_jax.evaluation import GroupTurns, make_evaluator
+from equiadapt_jax.evaluation.predictions import adapted_prediction, draws
 from equiadapt_jax.groups import Cyclic, Dihedral
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import objective
-from equiadapt_jax.training.build import build_model, resolve
+from equiadapt_jax.training.build import build_model, check_training, resolve, with_averaging
 from tests.tiny_runs import ROOT, shipped
 
 KEY = jax.random.key(0)
@@ -193,6 +195,50 @@ def test_predictions_can_be_summed_in_training(x64):
         ea.adapt(group, model.scorer, model.predictor, method="predictions")
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_summed_predictions_are_weighted_in_inference_as_they_were_trained(reads):
+    group, x = Cyclic(4), noise(3, 9, 9, 2)
+    answer = lambda params, x: x.mean((2, 3))  # noqa: E731
+    predictor = ea.from_function(answer, features=lambda p, x: (answer(p, x), (x,)))
+    scorer = ea.networks.FeatureScorer(group, hidden=4, dropout=0.0)
+    image_scorer = ea.networks.GroupConvNet(group, (3,), (3,), (2,), hidden=4)
+    model = ea.adapt(
+        group, ea.from_linen(scorer if reads else image_scorer), predictor, method="predictions",
+        temperature=0.2, poses=None, freeze_predictor=True, features=scorer.read if reads else None,
+    )  # fmt: skip
+    params, state = model.init(KEY, x)
+    params = moved(params)
+    (trained, _), _ = model.apply(params, state, x, train=True, key=KEY)
+    (used, _), _ = model.apply(params, state, x)
+    np.testing.assert_allclose(used, trained, atol=1e-5)
+    other = dataclasses.replace(model, temperature=1.0).apply(params, state, x)[0][0]
+    assert float(abs(other - used).max()) > 1e-3
+
+
+def test_the_best_pose_alone_leaves_the_passes_of_training_to_the_chunk():
+    group, x = Cyclic(4), noise(2, 9, 9, 2)
+    scorer = ea.from_linen(ea.networks.GroupConvNet(group, (3,), (3,), (2,), hidden=4))
+    predictor = ea.from_function(lambda params, x: x.mean((2, 3)))
+    how = {"method": "predictions", "freeze_predictor": True}
+    whole, parts = (ea.adapt(group, scorer, predictor, chunk=c, **how) for c in (None, 2))
+    params, state = whole.init(KEY, x)
+    for train in (True, False):
+        one, other = (m.apply(params, state, x, train=train, key=KEY)[0][0] for m in (whole, parts))
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_reference_of_another_length_is_refused():
+    network = ea.from_function(lambda params, x: x.mean(2).reshape(x.shape[0], -1))
+    x = noise(2, 3, 3, 2)
+    scorer = ea.orbit_scorer(Cyclic(4), network, reference=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"shape \(3,\) and the embeddings length 6"):
+        scorer.init(KEY, x)
+    with pytest.raises(ValueError, match="give a vector of that length"):
+        scorer.apply({"network": {}}, {}, x)
+    made = ea.orbit_scorer(Cyclic(4), network, reference=jnp.ones(6))
+    assert made.apply(*made.init(KEY, x), x)[0].shape == (2, 4)
+
+
 def test_sampled_poses_need_a_key_and_follow_it():
     model = adapted(poses=2, weighting="sampled")
     x = noise(16, 9, 9, 2)
@@ -204,6 +250,31 @@ def test_sampled_poses_need_a_key_and_follow_it():
     np.testing.assert_array_equal(apply(jnp.rot90(x, 1, (1, 2)), KEY), apply(x, KEY))
     with pytest.raises(ValueError, match="pass key="):
         model.apply(params, state, x)
+
+
+@pytest.mark.parametrize("batch", [3, 16])
+def test_an_image_is_evaluated_with_the_same_draws_in_any_batch(batch):
+    model = adapted(poses=2, weighting="sampled")
+    x, group = noise(16, 9, 9, 2), Cyclic(4)
+    params, state = model.init(KEY, x)
+    params = moved(params)
+
+    def batches(size):
+        for start in range(0, 16, size):
+            rows = np.minimum(np.arange(start, start + size), 15)
+            mask = np.arange(start, start + size) < 16
+            yield {"image": x[rows], "label": rows % 2, "name": rows, "mask": mask}
+
+    evaluate = make_evaluator(adapted_prediction(model), GroupTurns(group), group)
+    found, whole = (evaluate(params, state, batches(size)) for size in (batch, 8))
+    np.testing.assert_array_equal(found.prediction, whole.prediction)
+    np.testing.assert_allclose(found.confidence, whole.confidence, atol=1e-5)
+    assert found.change.max() == 0  # turned exactly, an image has the same draws
+    key = draws(0, 16)
+    one = model.apply(params, state, x, key=key)[0][0]
+    two = model.apply(params, state, x[::-1], key=key[::-1])[0][0]
+    np.testing.assert_allclose(one, two[::-1], atol=1e-5)
+    assert float(abs(one - model.apply(params, state, x, key=key[::-1])[0][0]).max()) > 1e-3
 
 
 # ---- settings ----
@@ -248,6 +319,58 @@ def test_settings_that_do_not_go_together_are_refused_with_a_reason(case):
     changes, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         build_model(changed(**changes), 10)
+
+
+FREE = {"name": "confidence"}
+UNTRAINABLE = {
+    "a reference of another scorer": ({"scorer": {"reference": "fixed"}}, "group_conv has none"),
+    "an embedding of another scorer": (
+        {"scorer": {**FREE, "embedding": 8}}, "embedding is 8, and the scorer confidence has none",
+    ),
+    "a negative term": (
+        {"scorer": ENERGY, "adaptation": {"contrastive_weight": -1.0}}, "is -1.0: give 0 or more",
+    ),
+    "weights that are not used": (
+        {"adaptation": {"method": "predictions", "mode": "frozen"}},
+        "choose config.averaging=weighted",
+    ),
+    "weights of another temperature": (
+        {"averaging": "weighted",
+         "adaptation": {"method": "predictions", "mode": "frozen", "temperature_end": 0.1}},
+        "leave config.adaptation.temperature_end at 0",
+    ),
+    "a prior that nothing learns": (
+        {"scorer": FREE, "prior": {"name": "estimated"}}, "prior.name=estimated is for scorers",
+    ),
+    "a penalty of nothing": (
+        {"scorer": FREE, "adaptation": {"confidence_penalty": 0.1}}, "confidence_penalty is for",
+    ),
+    "a temperature of nothing": (
+        {"scorer": FREE, "adaptation": {"temperature_end": 0.1}}, "temperature_end is for scorers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNTRAINABLE)
+def test_settings_that_would_not_be_trained_are_refused_and_no_model_is(case):
+    changes, message = UNTRAINABLE[case]
+    config = changed(**changes)
+    with pytest.raises(ValueError, match=message):
+        check_training(config)
+    build_model(config, 10)  # a run that is there is evaluated
+    baseline = dataclasses.replace(config.adaptation, mode="vanilla")
+    check_training(dataclasses.replace(config, adaptation=baseline))
+
+
+def test_another_averaging_brings_a_chunk_that_divides_its_poses():
+    energy = changed(scorer=ENERGY, averaging="weighted", chunk=4)
+    for averaging, chunk in (("top2", 2), ("top3", 1), ("single", 1), ("mean", 4)):
+        config = with_averaging(energy, averaging)
+        assert (config.averaging, config.chunk) == (averaging, chunk)
+        assert build_model(config, 10).chunk == chunk
+    reads = changed(scorer=FREE, averaging="weighted", chunk=4)
+    assert with_averaging(reads, "top3").chunk == 4  # it sees all poses anyway
+    assert with_averaging(changed(averaging="weighted"), "top3").chunk == 0
 
 
 @pytest.mark.parametrize(

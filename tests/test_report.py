@@ -33,7 +33,7 @@ HISTORY = [
 ]  # fmt: skip
 ALL = ["Figures", "Classes", "Accuracy against angle", "Canonicalized images",
        "Most confidently wrong poses", "Calibration", "Poses found",
-       "Is the identity prior justified?", "Classes that are turned", "Learning curves",
+       "Is the prior justified?", "Classes that are turned", "Learning curves",
        "What was run"]  # fmt: skip
 
 

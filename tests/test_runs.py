@@ -27,6 +27,33 @@ def per_image(path):
         return list(csv.DictReader(file))
 
 
+def test_a_run_with_a_network_as_energy_is_evaluated_with_other_averages(tiny, tmp_path, capsys):
+    """Of a chunk that does not divide what another averaging sees."""
+    config = dataclasses.replace(tiny(), averaging="weighted", chunk=4)
+    scorer = dataclasses.replace(config.scorer, name="energy", embedding=8)
+    terms = {"contrastive_weight": 0.1, "artefact_weight": 0.1}
+    config = dataclasses.replace(
+        config, scorer=scorer, adaptation=dataclasses.replace(config.adaptation, **terms)
+    )
+    run.train(config, tmp_path / "run")
+    before, after = (ea.load(tmp_path / "run", step=step)[0]["scorer"] for step in (0, 2))
+    assert (before["reference"] != after["reference"]).all()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {"train/contrastive_loss", "train/artefact_loss"} <= json.loads(lines[0]).keys()
+    found = {}
+    for averaging in ("", "sampled2", "single"):
+        found[averaging], _ = runs.evaluate(tmp_path / "run", averaging=averaging)
+        assert found[averaging]["adapted/changed_rate"] == 0
+    again, _ = runs.evaluate(tmp_path / "run", averaging="sampled2", batch_size=7)
+    assert again["adapted/accuracy"] == pytest.approx(found["sampled2"]["adapted/accuracy"])
+
+
+def test_a_scorer_without_training_says_that_the_prior_has_no_effect(tiny, tmp_path, capsys):
+    scorer = settings.Scorer(name="confidence")
+    run.train(tiny(scorer=scorer), tmp_path / "run")
+    assert "config.adaptation.prior_weight has no effect" in capsys.readouterr().out
+
+
 def test_commands_agree_to_the_last_digit(places):
     workdir = places["runs"] / "commands"
     code, output, errors = command(

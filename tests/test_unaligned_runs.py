@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import equiadapt_jax as ea
 from equiadapt_jax import runs
-from equiadapt_jax.data import open_dataset
-from equiadapt_jax.training import poses, run
+from equiadapt_jax.data import open_dataset, training_batches
+from equiadapt_jax.training import objective, poses, run
 from equiadapt_jax.training.digests import DamagedCheckpoint
+from equiadapt_jax.training.workdir import read_config
 from tests.test_resume import interrupt
 from tests.tiny_runs import assert_same
 
@@ -98,6 +101,50 @@ def test_a_prior_that_was_changed_or_lost_is_not_used(done, tmp_path):
         runs.evaluate(copy)
 
 
+def test_a_run_whose_prior_was_lost_is_not_resumed_with_another(done, estimating, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(done[0], copy)
+    (copy / poses.FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="has not estimated its prior yet"):
+        run.train(estimating, copy, resume=True)
+    assert not (copy / "estimating").exists()
+
+
+def test_what_a_crash_left_of_the_estimate_is_removed(done, estimating, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(done[0], copy)
+    (copy / "estimating" / "0").mkdir(parents=True)
+    run.train(estimating, copy, resume=True)
+    assert not (copy / "estimating").exists()
+
+
+def test_the_prior_that_was_found_is_the_one_trained_with(done, estimating):
+    """The logged loss of the first step is that of the distribution in the file."""
+    workdir, _ = done
+    config, _ = read_config(workdir)
+    found = json.loads((workdir / poses.FILE).read_text())["probabilities"]
+    params, state, model = ea.load(workdir, step=0)
+    dataset = open_dataset("digits", data_dir=estimating.data.data_dir)
+    batch = next(
+        training_batches(
+            **poses.open_split(config, dataset, config.data.train),
+            batch_size=config.adaptation.batch_size, seed=config.seed,
+        )
+    )  # fmt: skip
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), 0)
+
+    def prior_loss(prior):
+        loss = objective.adaptation(
+            model, prior, prior_weight=1.0, augmentation=config.augmentation, turn_inputs=False
+        )
+        return float(jax.jit(loss)(params, state, batch, key)[1][1]["prior_loss"])
+
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    logged = next(line["train/prior_loss"] for line in lines if "train/prior_loss" in line)
+    assert prior_loss(ea.priors.Categorical(tuple(found))) == pytest.approx(logged, abs=2e-4)
+    assert abs(prior_loss(ea.priors.Identity()) - logged) > 0.01
+
+
 REFUSED = {
     "probabilities given": ("prior", {"probabilities": POSES}, "are found by the run"),
     "one round": ("prior", {"rounds": 1}, "give at least 2 rounds of at least 1 step"),
@@ -107,7 +154,7 @@ REFUSED = {
     "poses that sum to more": (
         "data", {"poses": (0.5, 0.5, 0.5, 0)}, "summing to 1"),
     "mirrored images": ("augmentation", {"mirror": True}, "turns poses the other way round"),
-    "no such decay": ("adaptation", {"temperature_decay": "linear"}, "'linear' is unknown"),
+    "no such decay": ("adaptation", {"temperature_decay": "linear"}, "_decay is 'linear': choose"),
 }  # fmt: skip
 
 

@@ -84,3 +84,28 @@ def test_where_nothing_can_be_said_nothing_is():
 def test_the_interval_is_wilsons(right, count):
     wanted = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
     np.testing.assert_allclose(wilson(right / count, count), wanted, atol=1e-4)
+
+
+def test_a_prior_of_both_mirrors_is_justified_by_data_that_are_as_good_mirrored():
+    images, group = turned(photographs(300), [1, 0, 0, 0], mirror=True), Dihedral(4)
+    images = images + images[:, :, ::-1]  # their own mirror image, for whom the stored one is half
+    alone = upright_evidence(images, group)
+    both = upright_evidence(images, group, (0, 4))
+    np.testing.assert_array_equal(alone.picked, both.picked)
+    assert alone.rate < 0.55
+    assert both.chance == 0.25
+    assert both.rate == pytest.approx(both.picked[[0, 4]].sum())
+    assert both.low > 0.8
+    sentence = about_evidence(both, "training", "mirror")
+    assert "stored in preferred poses, as the mirror prior says" in sentence
+    assert "the stored one or that at 0° mirrored for" in sentence
+
+
+def test_poses_that_are_as_likely_are_counted_as_seen_from_the_stored_one():
+    """Stored turned by 90° or 270°, an image is as likely upside down."""
+    found = upright_evidence(photographs(), Cyclic(4), (1, 3))
+    assert found.alike == (0, 2)
+    assert upright_evidence(photographs(), Cyclic(4), (1,)).alike == (0,)
+    every = upright_evidence(photographs(), Cyclic(4), (0, 1, 2, 3))
+    assert every.chance == 1
+    assert "takes all 4 exact poses for as likely" in about_evidence(every, "training", "uniform")

@@ -22,6 +22,7 @@ from benchmarks.accuracy import evaluation, images
 from benchmarks.accuracy.evaluation import TURNS
 from benchmarks.accuracy.table import COLUMNS, number, table
 from equiadapt_jax import averaging, energies
+from equiadapt_jax.evaluation.predictions import draws
 from equiadapt_jax.groups import Group
 
 # Scores (N, |G|) and predictions (N, |G|, K) → predictions (N, K) and poses (N,) or None.
@@ -55,7 +56,7 @@ def by_scores(poses: int | None, weighting: str = "scores") -> Choice:
     """An average by the scorer's scores, see `averaging`; the pose is the best one."""
 
     def choose(group, scores, predictions):
-        key = jax.random.key(0)
+        key = draws(0, scores.shape[0])  # as an evaluation of the run draws
         chosen = averaging.best(group, scores, poses=poses, weighting=weighting, key=key)
         pose = None if weighting == "equal" else scores.argmax(-1)
         return averaging.combine(*chosen, predictions), pose

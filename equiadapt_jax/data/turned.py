@@ -21,8 +21,8 @@ def drawn(probabilities: Sequence[float], images: int, *, seed: int, split: str)
     total = sum(probabilities)
     if not all(p >= 0 for p in probabilities) or not abs(total - 1) < 1e-6:
         raise ValueError(
-            f"The poses' probabilities {tuple(probabilities)} sum to {total}: give one number of "
-            "at least 0 for each element, summing to 1."
+            f"The probabilities {tuple(probabilities)} of config.data.poses sum to {total}: give "
+            "one number of at least 0 for each element, summing to 1."
         )
     # RandomState's stream is frozen by NumPy, so the poses are the same for ever.
     random = np.random.RandomState([seed, zlib.crc32(split.encode())])

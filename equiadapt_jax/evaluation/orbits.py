@@ -1,6 +1,7 @@
 """What a model does to every image in many poses: predictions, poses, and figures of them."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -117,7 +118,7 @@ def make_evaluator(
 
     Args:
       predict: `predict(params, state, images) -> (logits, pose or None)`, or with the scores of the
-        poses as a third.
+        poses as a third. Where it also takes `first`, it is told the number of the first image.
       turns: in what poses every image is shown.
       group: whose elements the poses are; needed if there are any.
       modes: poses of an upright image that are right, those most probable under the prior.
@@ -125,6 +126,7 @@ def make_evaluator(
       name: of the model; `evaluate` then raises FloatingPointError for logits that are not finite,
         and ValueError for images without a label, which TFDS marks by -1.
     """
+    numbered = "first" in inspect.signature(predict).parameters
 
     def look_at(angle, mirrored, logits, pose, *scores):
         if pose is None:
@@ -139,14 +141,16 @@ def make_evaluator(
     @jax.jit
     def look_inside(params, state, images, turn, first):
         turned, angle, mirrored = turns.apply(images, turn, first)
-        return look_at(angle, mirrored, *predict(params, state, turned))
+        number = {"first": first} if numbered else {}
+        return look_at(angle, mirrored, *predict(params, state, turned, **number))
 
     turn_only = jax.jit(turns.apply)
 
     def look_outside(params, state, images, turn, first):
         turned, angle, mirrored = turn_only(images, turn, first)
         turned = np.array(turned)  # a copy, as PyTorch wants to own it
-        return look_at(angle, mirrored, *predict(params, state, turned))
+        number = {"first": first} if numbered else {}
+        return look_at(angle, mirrored, *predict(params, state, turned, **number))
 
     look = look_inside if traced else look_outside
 

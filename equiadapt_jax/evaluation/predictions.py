@@ -16,16 +16,23 @@ from equiadapt_jax.predictors import Pretrained
 
 
 def adapted_prediction(model: Adapted) -> Callable[..., tuple]:
-    """`predict(params, state, images) -> (logits, pose, scores)` of the adapted model.
+    """`predict(params, state, images, first=0) -> (logits, pose, scores)` of the adapted model.
 
-    Where it samples poses, each row of a batch always gets the same draws.
+    Where it samples poses, an image of the same number, which `first` is of the first one, always
+    gets the same draws.
     """
 
-    def predict(params, state, images):
-        (logits, canonical), _ = model.apply(params, state, images, key=jax.random.key(0))
+    def predict(params, state, images, first=0):
+        key = draws(first, images.shape[0])
+        (logits, canonical), _ = model.apply(params, state, images, key=key)
         return logits, canonical.pose, canonical.scores
 
     return predict
+
+
+def draws(first: int | jax.Array, images: int) -> jax.Array:
+    """Keys `(images,)` for images of the numbers `first`, `first` + 1 and so on."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), first + jnp.arange(images))
 
 
 def vanilla_prediction(model: Adapted) -> Callable[..., tuple]:

@@ -1,4 +1,4 @@
-"""Whether data have a preferred pose at all, which is what the identity prior takes for granted.
+"""Whether data have a preferred pose at all, which is what a prior takes for granted.
 
 A two-sample test by classification, in the spirit of arXiv 2510.01349: a small classifier learns to
 tell images as they are stored from the same images turned, on one half of them; on the other half
@@ -14,6 +14,7 @@ import numpy as np
 
 from equiadapt_jax.evaluation.orbits import GroupTurns
 from equiadapt_jax.groups import Group
+from equiadapt_jax.networks.feature_scorer import cells
 
 SIDE = 16  # pixels to which images are averaged
 RIDGE = 0.03
@@ -25,8 +26,9 @@ FEWEST, MOST = 20, 400  # images: below nothing is said, beyond nothing more is 
 class Evidence:
     """What the classifier picked of `images` held-out images, among the poses `turns`.
 
-    `picked` is the share of each pose `(len(turns),)`, the stored one first, and `low` to `high`
-    the 95 % interval of that first share (Wilson's); `chance` is one over their number.
+    `picked` is the share of each pose `(len(turns),)`, the stored one first. `alike` are the places
+    of those that the prior takes for as likely as the stored one, that one among them; `low` to
+    `high` is the 95 % interval of their share together (Wilson's).
     """
 
     turns: tuple[str, ...]
@@ -34,11 +36,12 @@ class Evidence:
     low: float
     high: float
     images: int
+    alike: tuple[int, ...] = (0,)
 
     @property
     def rate(self) -> float:
-        """The share of images whose stored pose was picked."""
-        return float(self.picked[0])
+        """The share of images whose stored pose was picked, or one that is as likely."""
+        return float(self.picked[list(self.alike)].sum())
 
     @property
     def figures(self) -> dict[str, float]:
@@ -54,15 +57,19 @@ class Evidence:
     @property
     def chance(self) -> float:
         """What the rate would be if no pose was preferred."""
-        return 1 / len(self.turns)
+        return len(self.alike) / len(self.turns)
 
 
-def upright_evidence(images: np.ndarray, group: Group) -> Evidence | None:
+def upright_evidence(
+    images: np.ndarray, group: Group, modes: tuple[int, ...] = (0,)
+) -> Evidence | None:
     """Whether a classifier can tell in which pose images `(N, H, W, C)` are stored.
 
     Kernel ridge regression with a Gaussian kernel, whose width is the median distance, on every
-    second image in all poses; of the first 400. None where no element but the identity is exact,
-    where one would reshape the images, or for fewer than 20 of them.
+    second image in all poses; of the first 400. `modes` are the most probable elements of the
+    prior: an image stored in one of them is as likely in each, so that h∘g⁻¹ is as good a pick as
+    the identity for all of them g and h. None where no element but the identity is exact, where one
+    would reshape the images, or for fewer than 20 of them.
     """
     lattice, images = group.lattice, images[:MOST]
     reshapes = group.n > 2 and images.shape[1] != images.shape[2]
@@ -83,9 +90,11 @@ def upright_evidence(images: np.ndarray, group: Group) -> Evidence | None:
     # Poses that look the same share the pick.
     best = scores >= scores.max(1, keepdims=True) - 1e-9
     picked = (best / best.sum(1, keepdims=True)).mean(0)
-    low, high = wilson(float(picked[0]), len(held_out))
+    found = {int(group.compose(h, group.inverse(g))) for g in modes for h in modes}
+    alike = tuple(i for i, g in enumerate(lattice) if int(g) in found)
+    low, high = wilson(min(float(picked[list(alike)].sum()), 1.0), len(held_out))
     names = GroupTurns(group).labels
-    return Evidence(tuple(names[g] for g in lattice), picked, low, high, len(held_out))
+    return Evidence(tuple(names[g] for g in lattice), picked, low, high, len(held_out), alike)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -98,15 +107,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def _averaged(image):
     """Means of an image over cells of equal area, at most 16 × 16 of them."""
-    rows, columns = (_cells(size, min(size, SIDE)) for size in image.shape[:2])
+    rows, columns = (cells(size, min(size, SIDE)) for size in image.shape[:2])
     return np.einsum("hwc,ih,jw->ijc", image, rows, columns, optimize=True)
-
-
-def _cells(size, cells):
-    """The share of each of `size` pixels in each cell, `(cells, size)`; rows sum to 1."""
-    edge = np.arange(cells + 1)[:, None] * size / cells
-    covered = np.clip(edge, np.arange(size), np.arange(1, size + 1))
-    return (covered[1:] - covered[:-1]) * cells / size
 
 
 def _standardized(images):

@@ -81,32 +81,44 @@ def about_the_prior(shares: Mapping[str, float]) -> str:
     return f"Training images were found in these poses, the most frequent one called 0°: {found}."
 
 
-def about_evidence(evidence: Evidence, which: str) -> str:
-    """Whether the data have a preferred pose, and what that means for the identity prior.
+def about_evidence(evidence: Evidence, which: str, prior: str = "identity") -> str:
+    """Whether the data have a preferred pose, and what that means for the prior of this name.
 
     `which` images they are: "training".
     """
-    picks = zip(evidence.turns[1:], evidence.picked[1:], strict=True)
-    others = ", ".join(f"{displayed_turn(turn)} {percent(share)}" for turn, share in picks)
+    picks = list(zip(evidence.turns, evidence.picked, strict=True))
+    others = ", ".join(
+        f"{displayed_turn(turn)} {percent(share)}"
+        for i, (turn, share) in enumerate(picks)
+        if i not in evidence.alike
+    )
+    alike = "".join(f" or that at {displayed_turn(picks[i][0])}" for i in evidence.alike[1:])
+    if not others:
+        return (
+            f"The {prior} prior takes all {len(picks)} exact poses for as likely, which no data "
+            "could speak against."
+        )
     fact = (
         f"A check of the data, not of the scorer: a small classifier of its own picks, of the "
         f"{len(evidence.turns)} exact poses of {evidence.images} {which} images that it was not "
-        f"trained on, the stored one for {percent(evidence.rate)} (95 % interval "
+        f"trained on, the stored one{alike} for {percent(evidence.rate)} (95 % interval "
         f"{percent(evidence.low)} to {percent(evidence.high)}; by chance "
         f"{percent(evidence.chance)}; else {others})."
     )
     if evidence.low <= evidence.chance:
         meaning = (
             "That is no better than chance: no preferred pose was found, and these data do not "
-            "justify the identity prior, unless the classifier is too weak to see what does."
+            f"justify the {prior} prior, unless the classifier is too weak to see what does."
         )
     elif evidence.rate >= MOSTLY:
-        meaning = "So most images are stored in one preferred pose, as the identity prior says."
+        one = "preferred poses" if alike else "one preferred pose"
+        meaning = f"So most images are stored in {one}, as the {prior} prior says."
     else:
+        one = "these poses are" if alike else "the stored pose is"
         meaning = (
-            "So the stored pose is preferred, but how clearly such a classifier cannot say: the "
-            "other images may be too hard for it, look alike in several poses, or be stored in "
-            "another one, as --config.prior.name=estimated would find."
+            f"So {one} preferred, but how clearly such a classifier cannot say: the other images "
+            "may be too hard for it, look alike in several poses, or be stored in another one, as "
+            "--config.prior.name=estimated would find."
         )
     return f"{fact} {meaning}"
 

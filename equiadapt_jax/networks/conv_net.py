@@ -61,6 +61,6 @@ class ConvNet(nn.Module):
             )(x)
             x = nn.gelu(x)
         x = pool(x, self.grid)
-        exact = {"dtype": x.dtype, "precision": jax.lax.Precision.HIGHEST}
+        exact: dict[str, Any] = {"dtype": x.dtype, "precision": jax.lax.Precision.HIGHEST}
         x = nn.gelu(nn.Dense(self.hidden, name="hidden", **exact)(x))
         return nn.Dense(self.outputs, name="out", **exact)(x)

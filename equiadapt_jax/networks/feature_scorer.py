@@ -54,7 +54,12 @@ class FeatureScorer(nn.Module):
         Raises:
           ValueError: maps or an output of another rank, or no map.
         """
-        if not maps or any(m.ndim != 4 for m in maps) or output.ndim != 2:
+        if not maps:
+            raise ValueError(
+                "FeatureScorer reads feature maps, and the predictor tells none: let its module "
+                "sow them into 'features', or give Network(init, apply, features)."
+            )
+        if any(m.ndim != 4 for m in maps) or output.ndim != 2:
             raise ValueError(
                 f"FeatureScorer reads maps (N, H, W, C) and logits (N, K), got "
                 f"{[m.shape for m in maps]} and {output.shape}: give other features to the network."
@@ -95,13 +100,13 @@ class FeatureScorer(nn.Module):
 def pool(x: jax.Array, grid: int) -> jax.Array:
     """Averages over grid × grid cells of equal area, `(N, grid² C)`, for maps of any size."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    rows, columns = (jnp.asarray(_cells(size, grid), dtype) for size in x.shape[1:3])
+    rows, columns = (jnp.asarray(cells(size, grid), dtype) for size in x.shape[1:3])
     exact = jax.lax.Precision.HIGHEST
     x = jnp.einsum("nhwc,ih,jw->nijc", x.astype(dtype), rows, columns, precision=exact)
     return x.reshape(x.shape[0], -1)
 
 
-def _cells(size, grid):
+def cells(size: int, grid: int) -> np.ndarray:
     """The share of each of `size` pixels in each of `grid` cells, `(grid, size)`; rows sum to 1."""
     edge = np.arange(grid + 1)[:, None] * size / grid
     covered = np.clip(edge[1:], np.arange(size), np.arange(1, size + 1)) - np.clip(

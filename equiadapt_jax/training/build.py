@@ -5,6 +5,7 @@ import difflib
 import functools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from equiadapt_jax import energies, groups, networks, predictors, priors
 from equiadapt_jax.adaptation import Adapted, adapt
 from equiadapt_jax.interface import from_function, from_linen
 from equiadapt_jax.orbit_scoring import REFERENCES, orbit_scorer
-from equiadapt_jax.training.config import Config, Prior
+from equiadapt_jax.training.config import Config, Prior, Scorer
 
 # Networks that see every pose as an image of its own; and energies, which have no network.
 _ENERGIES = {
@@ -32,6 +33,10 @@ _PREDICTORS = {"vit": predictors.ViT, "resnet": predictors.ResNet}
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 # Set elsewhere in the settings, or by Flax.
 _NOT_OPTIONS = ("group", "num_classes", "outputs", "dtype", "pad", "fill", "parent", "name")
+# What a network is made of where nothing is said of it.
+_SMALL = {
+    "energy_resnet": {"stage_sizes": (1, 1, 1), "block": "basic", "width": 16, "stem": "cifar"}
+}
 BASELINES = ("vanilla", "augmentation")  # the predictor alone
 MODES = ("joint", "frozen", "prior", *BASELINES)
 
@@ -89,7 +94,8 @@ def _scorer(config, group, dtype):
     sampling = {"pad": pad, "fill": adaptation.fill}
     if settings.name in _ENERGIES:
         width = settings.embedding if settings.reference != "none" else 1
-        network = from_linen(_make("scorer", cls, (width,), settings.options, dtype=dtype))
+        options = settings.options or _SMALL.get(settings.name, {})
+        network = from_linen(_make("scorer", cls, (width,), options, dtype=dtype))
         return orbit_scorer(
             group, network, reference=settings.reference,
             interpolation=adaptation.interpolation, **sampling,
@@ -134,6 +140,70 @@ def _check_scorer(config):
             )
 
 
+def check_training(config: Config) -> None:
+    """Refuse settings with which a run would not be trained as they say; ValueError.
+
+    A run that is there is evaluated all the same, with another averaging too.
+    """
+    settings, adaptation = config.scorer, config.adaptation
+    name = settings.name
+    if adaptation.mode in BASELINES:
+        return
+    for setting in ("reference", "embedding"):
+        value, default = getattr(settings, setting), getattr(Scorer(), setting)
+        if value != default and name not in _ENERGIES:
+            raise ValueError(
+                f"config.scorer.{setting} is {value!r}, and the scorer {name} has none: only "
+                f"{', '.join(_ENERGIES)} have one."
+            )
+    for term in ("contrastive_weight", "artefact_weight"):
+        if getattr(adaptation, term) < 0:
+            raise ValueError(
+                f"config.adaptation.{term} is {getattr(adaptation, term)}: give 0 or more."
+            )
+    if adaptation.method == "predictions":
+        if config.averaging == "single":
+            raise ValueError(
+                "config.adaptation.method=predictions trains weights of the predictions for all "
+                "poses, of which config.averaging=single would use one: choose "
+                "config.averaging=weighted."
+            )
+        if adaptation.temperature_end:
+            raise ValueError(
+                "config.adaptation.method=predictions uses the weights that it trains, of one "
+                "temperature: leave config.adaptation.temperature_end at 0."
+            )
+    if name in energies.NAMED:
+        _check_free(config)
+
+
+def _check_free(config):
+    """Refuse what would train a scorer that has nothing to train."""
+    adaptation = config.adaptation
+    useless = {
+        "prior.name=estimated": config.prior.name == "estimated",
+        "adaptation.confidence_penalty": adaptation.confidence_penalty != 0,
+        "adaptation.temperature_end": adaptation.temperature_end != 0,
+    }
+    for setting, given in useless.items():
+        if given:
+            raise ValueError(
+                f"config.{setting} is for scorers that are trained, and config.scorer.name="
+                f"{config.scorer.name} is not: leave it out."
+            )
+
+
+def trains_nothing(config: Config) -> bool:
+    """Whether the scorer has no parameters, so that no loss of the scores has any effect."""
+    return config.scorer.name in energies.NAMED and config.adaptation.mode not in BASELINES
+
+
+def fitting_options(role: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of another network's options that the network of this name has, no variant of it."""
+    known = _options(_network(role, name))
+    return {option: value for option, value in options.items() if option in known}
+
+
 def _averaging(averaging, group):
     """The poses and the weighting that the setting stands for, as `adapt` takes them."""
     named = {"single": (1, "scores"), "weighted": (None, "scores"), "mean": (None, "equal")}
@@ -151,13 +221,29 @@ def _averaging(averaging, group):
     return {"poses": poses, "weighting": weighting}
 
 
+def with_averaging(config: Config, averaging: str) -> Config:
+    """The settings with another averaging, and a chunk that divides its poses too."""
+    config = dataclasses.replace(config, averaging=averaging)
+    if not config.chunk:
+        return config
+    seen = _seen(config, groups.from_name(config.group))
+    return dataclasses.replace(config, chunk=math.gcd(config.chunk, seen))
+
+
+def _seen(config, group):
+    """How many poses the predictor sees, a divisor of those it sees in training."""
+    reads = config.scorer.name == "features" or config.scorer.name in energies.NAMED
+    how = _averaging(config.averaging, group)
+    seen = group.order if reads or how["poses"] is None else how["poses"]
+    if config.adaptation.method == "predictions":  # all of them in training
+        alone = seen == 1 and how["weighting"] != "sampled"
+        return group.order if alone else math.gcd(seen, group.order)
+    return seen
+
+
 def _chunk(config, group):
     """How many poses share a pass; None for all."""
-    reads = config.scorer.name == "features" or config.scorer.name in energies.NAMED
-    poses = group.order if reads else _averaging(config.averaging, group)["poses"]
-    seen = group.order if poses is None else poses
-    if config.adaptation.method == "predictions":  # all of them in training
-        seen = math.gcd(seen, group.order)
+    seen = _seen(config, group)
     if config.chunk < 0 or (config.chunk and seen % config.chunk):
         raise ValueError(
             f"config.chunk is {config.chunk}: choose a divisor of the {seen} poses that the "
@@ -180,7 +266,8 @@ def resolve(config: Config) -> Config:
         if settings.name in energies.NAMED:  # no network: options are another scorer's
             resolved[role] = dataclasses.replace(settings, options={})
             continue
-        network = _make(role, cls, (argument,), settings.options)
+        options = settings.options or _SMALL.get(settings.name, {})
+        network = _make(role, cls, (argument,), options)
         resolved[role] = dataclasses.replace(settings, options=options_of(network))
     return dataclasses.replace(config, **resolved)
 

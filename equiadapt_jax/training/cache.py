@@ -13,6 +13,7 @@ import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
+from equiadapt_jax.evaluation.predictions import draws
 from equiadapt_jax.training.config import Augmentation
 from equiadapt_jax.training.objective import augment, turn
 
@@ -107,18 +108,19 @@ def make_validation(
     """`validate(params, state) -> (pose accuracy, accuracy)` on features of held-out images."""
 
     @jax.jit
-    def look(params, state, features, predictions, label, applied):
+    def look(params, state, first, features, predictions, label, applied):
         scores, _ = model.score(params, state, features.astype(jnp.float32))
         pose = jnp.argmax(scores, -1)
         right = [pose == model.group.compose(applied, mode) for mode in modes]
-        prediction = model.combine(scores, predictions, key=jax.random.key(0)).argmax(-1)
+        key = draws(first, scores.shape[0])
+        prediction = model.combine(scores, predictions, key=key).argmax(-1)
         return prediction == label, jnp.stack(right).any(0)
 
     def validate(params, state):
         seen = []
         for start in range(0, len(arrays["label"]), batch_size):
             part = [arrays[name][start : start + batch_size] for name in _ARGUMENTS]
-            seen.append(jax.device_get(look(params, state, *part)))
+            seen.append(jax.device_get(look(params, state, np.int32(start), *part)))
         accuracy, pose = (
             float(np.concatenate(column).mean()) for column in zip(*seen, strict=True)
         )

@@ -310,7 +310,10 @@ def fingerprint(*parts: Any) -> str:
     """Eight hexadecimal digits that change with any of the given settings, not with their place."""
 
     def whole(part):
-        return _with_effect(part) if isinstance(part, Config) else dataclasses.asdict(part)
+        values = _with_effect(part) if isinstance(part, Config) else dataclasses.asdict(part)
+        if isinstance(part, Data) and not part.poses:  # as before there were any
+            del values["poses"]
+        return values
 
     text = json.dumps(parts, default=whole, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -84,14 +84,12 @@ def adaptation(
     weights = (contrastive_weight, artefact_weight)
 
     def objective(params, state, batch, key, step=0):
-        augment_key, turn_key, model_key = jax.random.split(key, 3)
+        augment_key, turn_key, model_key, terms_key = jax.random.split(key, 4)
         images = augment(batch["image"], augment_key, augmentation, angle=not turn_inputs)
         applied = None
         if turn_inputs:
             images, applied = turn(model.group, turn_key, images, model.pad, model.fill)
-        terms, found = _embedding_terms(
-            model, params, state, images, jax.random.fold_in(turn_key, 1), weights
-        )
+        terms, found = _embedding_terms(model, params, state, images, terms_key, weights)
         now = _at(model, temperature, step)
         if labels:
             (logits, canonical), state = now.apply(params, state, images, train=True, key=model_key)
@@ -156,17 +154,18 @@ def _embedding_terms(model, params, state, images, key, weights):
     total, found = jnp.zeros(()), {}
     if not any(weights):
         return total, found
+    dropout_key, angle_key = jax.random.split(key)
 
-    def embed(images):
+    def embed(images):  # with one dropout for both, so that they differ by interpolation alone
         scorer = params["scorer"], state["scorer"]
-        return model.scorer.embed(*scorer, images, train=True, key=key)[0]
+        return model.scorer.embed(*scorer, images, train=True, key=dropout_key)[0]
 
     embeddings = embed(images)
     if contrastive_weight:
         found["contrastive_loss"] = energies.contrastive(embeddings)
         total += contrastive_weight * found["contrastive_loss"]
     if artefact_weight:
-        angle = jax.random.uniform(jax.random.fold_in(key, 1), images.shape[:1], maxval=2 * jnp.pi)
+        angle = jax.random.uniform(angle_key, images.shape[:1], maxval=2 * jnp.pi)
         resampled = energies.there_and_back(images, angle, pad=model.pad, fill=model.fill)
         # Of all poses, so that the one chosen is among them, whichever it will be.
         found["artefact_loss"] = energies.artefact(embeddings, embed(resampled))
@@ -229,11 +228,13 @@ def temperatures(start: float, end: float, decay: str, steps: int) -> Callable[[
     where `end` is 0: the temperature stays as it is. ValueError for what is not a schedule.
     """
     if decay not in DECAYS:
-        raise ValueError(f"The decay {decay!r} is unknown: choose one of {', '.join(DECAYS)}.")
+        raise ValueError(
+            f"config.adaptation.temperature_decay is {decay!r}: choose one of {', '.join(DECAYS)}."
+        )
     if end < 0 or start <= 0:
         raise ValueError(
-            f"The temperature goes from {start} to {end}: both must be positive, or the second 0 "
-            "for one that stays."
+            f"config.adaptation.temperature is {start} and temperature_end {end}: both must be "
+            "positive, or temperature_end 0 for one that stays."
         )
     if end == 0:
         return None

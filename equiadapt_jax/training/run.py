@@ -30,7 +30,9 @@ from equiadapt_jax.training.build import (
     BASELINES,
     build_model,
     build_prior,
+    check_training,
     resolve,
+    trains_nothing,
     turns_inputs,
 )
 from equiadapt_jax.training.checkpoints import Checkpoints
@@ -98,7 +100,7 @@ def train(
         begun = workdir / "checkpoints"
         started = begun.is_dir() and bool(Checkpoints(begun, fingerprint).steps())
         predictor = None if started or start else _pretrain(run, workdir)
-        run = _with_prior(run, workdir, fingerprint, predictor)
+        run = _with_prior(run, workdir, fingerprint, predictor, started)
         stage = _fine_tune if config.adaptation.mode in BASELINES else _adapt
         seconds = stage(run, workdir, fingerprint, predictor)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
@@ -152,6 +154,7 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
 def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None:
     """Raise for what does not go together, as training would."""
     turns_inputs(config)
+    check_training(config)
     _weighing(config)
 
     def everything(key, images):
@@ -268,14 +271,20 @@ def _validation_over_orbits(run: _Run):
     return validate
 
 
-def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor) -> _Run:
-    """The run with the prior that it is to estimate, if any; found now, unless it is kept."""
+def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor, started: bool) -> _Run:
+    """The run with the prior that it is to estimate, if any; found now, unless it is kept.
+
+    A run that has `started` to adapt had one: FileNotFoundError where that is lost.
+    """
     config, model, settings = run.config, run.model, run.config.prior
     if not poses.estimates_prior(config):
         return run
-    if (workdir / poses.FILE).exists():
-        return run._replace(config=poses.with_estimated_prior(config, workdir))
-    key, directory, seconds = jax.random.key(config.seed), workdir / "estimating", 0.0
+    directory = workdir / "estimating"
+    if started or (workdir / poses.FILE).exists():
+        config = poses.with_estimated_prior(config, workdir)
+        shutil.rmtree(directory, ignore_errors=True)  # a session that was killed left it
+        return run._replace(config=config)
+    key, seconds = jax.random.key(config.seed), 0.0
     images = poses.open_split(config, run.dataset, config.data.train)
     like = run.start or model.init(key, jnp.zeros((1, *run.shape)), predictor=predictor)
 
@@ -283,9 +292,10 @@ def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor) -> _Run:
         nonlocal seconds
         place = directory / str(number)
         round_key = jax.random.fold_in(jax.random.fold_in(key, 5), number)
+        init_key, fit_key = jax.random.split(round_key)
         # Anew, even where the run starts from another: what that learned were poses as stored.
         params, state = model.init(
-            round_key,
+            init_key,
             jnp.zeros((1, *run.shape)),
             predictor=(like[0]["predictor"], like[1]["predictor"]),
         )
@@ -297,7 +307,7 @@ def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor) -> _Run:
                 model, config.augmentation, turn_inputs=turns_inputs(config)
             ),
             learning_rates={"scorer": config.adaptation.scorer_learning_rate},
-            steps=settings.steps, validate=lambda _: {"best_by": 0.0}, key=round_key,
+            steps=settings.steps, validate=lambda _: {"best_by": 0.0}, key=fit_key,
             batches=training_batches(
                 **{**images, "source": source}, batch_size=config.adaptation.batch_size,
                 seed=config.seed,
@@ -326,6 +336,11 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
     rates = {"scorer": settings.scorer_learning_rate}
     if settings.mode == "joint":
         rates["predictor"] = settings.predictor_learning_rate
+    if trains_nothing(config) and settings.prior_weight:
+        print(
+            f"The scorer {config.scorer.name} has nothing to train: the prior's loss is logged, "
+            "and config.adaptation.prior_weight has no effect."
+        )
     made = 0.0
     if _keeps_features(run, params, state):
         began = time.monotonic()

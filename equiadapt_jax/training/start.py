@@ -17,8 +17,9 @@ from equiadapt_jax.training.digests import of_leaves
 from equiadapt_jax.training.workdir import read_config, read_fingerprint
 
 # The predictor's digest too: vanilla figures are those of step 0.
-_SAME = ("group", "scorer.name", "scorer.options", "predictor.name", "predictor.options",
-         "predictor.mean", "predictor.std", "predictor.sha256")  # fmt: skip
+_SAME = ("group", "scorer.name", "scorer.options", "scorer.reference", "scorer.embedding",
+         "predictor.name", "predictor.options", "predictor.mean", "predictor.std",
+         "predictor.sha256")  # fmt: skip
 
 
 def read_start(
