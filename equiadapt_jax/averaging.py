@@ -212,8 +212,10 @@ def mean(
     poses are added up in the order of the elements.
     """
     scores = jnp.zeros((images.shape[0], group.order))
-    how = {"chunk": chunk, "pad": pad, "fill": fill, "interpolation": interpolation}
-    return weighted(group, scores, images, predict, weighting="equal", **how)
+    return weighted(
+        group, scores, images, predict, weighting="equal", chunk=chunk, pad=pad, fill=fill,
+        interpolation=interpolation,
+    )  # fmt: skip
 
 
 def _weigh(weight, output):
