@@ -401,7 +401,8 @@ def adapt(
     if isinstance(scorer, energies.Energy):
         if features is not None:
             raise ValueError("An Energy reads what it needs itself: leave `features` out.")
-        features, scorer, predictor = scorer.read, scorer.network, energies.telling(predictor)
+        features, predictor = scorer.read, energies.telling(predictor)
+        scorer = scorer.network
     for name, network in (("scorer", scorer), ("predictor", predictor)):
         if not isinstance(network, Network):
             raise TypeError(

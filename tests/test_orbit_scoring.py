@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,13 @@ import optax
 import pytest
 
 import equiadapt_jax as ea
-from equiadapt_jax import energies
+from equiadapt_jax import energies, runs
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.evaluation import GroupTurns, make_evaluator
 from equiadapt_jax.evaluation.predictions import adapted_prediction, draws
 from equiadapt_jax.groups import Cyclic, Dihedral
 from equiadapt_jax.training import config as settings
-from equiadapt_jax.training import objective
+from equiadapt_jax.training import objective, run
 from equiadapt_jax.training.build import build_model, check_training, resolve, with_averaging
 from tests.tiny_runs import ROOT, shipped
 
@@ -400,3 +401,34 @@ def test_every_scorer_is_built_from_settings_that_survive(name):
     (logits, canonical), _ = model.apply(params, state, noise(2, 24, 24, 1))
     assert logits.shape == (2, 10)
     assert canonical.scores.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "changes"),
+    [
+        ("energy", "frozen", {"contrastive_weight": 1.0, "artefact_weight": 1.0}),
+        ("energy", "frozen", {"method": "predictions"}),
+        ("confidence", "joint", {}),
+    ],
+)
+def test_a_run_is_trained_and_loaded(name, mode, changes, tiny, tmp_path):
+    config = tiny(mode=mode)
+    config = dataclasses.replace(
+        config,
+        scorer=dataclasses.replace(config.scorer, name=name),
+        adaptation=dataclasses.replace(config.adaptation, **changes),
+        averaging="sampled2",
+    )
+    figures = run.train(config, tmp_path / "run")
+    assert (figures["scorer/parameters"] == 0) == (name == "confidence")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    for term in ("contrastive", "artefact"):
+        found = any(f"train/{term}_loss" in line for line in logged)
+        assert found == bool(changes.get(f"{term}_weight"))
+    metrics, _ = runs.evaluate(tmp_path / "run")
+    assert metrics["adapted/changed_rate"] == 0  # poses are drawn alike for every turn
+    params, state, model = ea.load(tmp_path / "run")
+    assert model.weighting == "sampled"
+    x = noise(1, 24, 24, 1)
+    assert model.apply(params, state, x, key=KEY)[0][0].shape == (1, 10)

@@ -1,5 +1,6 @@
 """A small plain convolutional network: nothing equivariant about it, so it can tell poses apart."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class ConvNet(nn.Module):
             )(x)
             x = nn.gelu(x)
         x = pool(x, self.grid)
-        exact: dict[str, Any] = {"dtype": x.dtype, "precision": jax.lax.Precision.HIGHEST}
-        x = nn.gelu(nn.Dense(self.hidden, name="hidden", **exact)(x))
-        return nn.Dense(self.outputs, name="out", **exact)(x)
+        # Accelerators multiply float32 in less by default; scores decide between near-ties.
+        dense = functools.partial(nn.Dense, dtype=x.dtype, precision=jax.lax.Precision.HIGHEST)
+        x = nn.gelu(dense(self.hidden, name="hidden")(x))
+        return dense(self.outputs, name="out")(x)
