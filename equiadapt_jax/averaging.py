@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, finite
 
 
 def best(
@@ -39,6 +39,7 @@ def best(
       ValueError: scores that do not fit the group, k out of range, a temperature that is not
         positive.
     """
+    finite(group, "An average over poses")
     if scores.ndim < 1 or scores.shape[-1] != group.order:
         raise ValueError(
             f"Scores of shape {scores.shape} do not fit {group}: the last axis holds one for each "

@@ -1,11 +1,14 @@
-"""From scores to a pose, from a pose to the canonical input, and the way back.
+"""From scores or vectors to a pose, from a pose to the canonical input, and the way back.
 
-A scorer gives `scores (..., |G|)`; the pose h(x) is the best of them, and the canonical input
-h(x)⁻¹·x is the same for every x in an orbit (Kaba et al. 2023, arXiv 2211.06489, section 3; Mondal
-et al. 2023, arXiv 2310.01647, section 3). Pure functions over arrays; no networks, no state.
+For a finite group a scorer gives `scores (..., |G|)`; the pose h(x) is the best of them, and the
+canonical input h(x)⁻¹·x is the same for every x in an orbit (Kaba et al. 2023, arXiv 2211.06489,
+section 3; Mondal et al. 2023, arXiv 2310.01647, section 3). For SO(2) and O(2) it gives vectors
+that turn with the image; the pose is the frame they span, a matrix, and gradients pass through it.
+Pure functions over arrays; no networks, no state.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,18 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import SO, Cyclic, Dihedral, Group, MatrixGroup, O, finite
 
 METHODS = ("straight_through", "gumbel", "soft")
 
 
 class Canonical(NamedTuple):
-    """What canonicalization found: canonical inputs, poses, scores and weights over the group."""
+    """What canonicalization found: canonical inputs, poses, scores and weights over the group.
+
+    For SO(2) and O(2) poses are matrices `(..., 2, 2)`, scores the vectors that span them, and
+    there are no weights.
+    """
 
     inputs: jax.Array
     pose: jax.Array
     scores: jax.Array
-    weights: jax.Array
+    weights: jax.Array | None
 
 
 def select_pose(group: Group, scores: jax.Array) -> jax.Array:
@@ -70,7 +77,7 @@ def weights(
 
 
 def canonicalize(
-    group: Group,
+    group: Group | MatrixGroup,
     pose: jax.Array,
     images: jax.Array,
     weights: jax.Array | None = None,
@@ -88,14 +95,18 @@ def canonicalize(
 
     Args:
       group: the group.
-      pose: int32 `(...)`, for instance from `select_pose`.
+      pose: int32 `(...)`, for instance from `select_pose`; for SO(2) and O(2) matrices
+        `(..., 2, 2)`, for instance from `frame`, which get gradients as they are.
       images: `(..., H, W, C)`.
-      weights: `(..., |G|)`, for instance from `weights`; needed only for gradients to the scores.
+      weights: `(..., |G|)`, for instance from `weights`; needed only for gradients to the scores of
+        a finite group.
       pad: "edge" or "constant", see `actions.images`.
       fill: the value outside the image for `pad="constant"`.
       interpolation: "linear" or "cubic", see `actions.images`.
     """
-    if weights is None:
+    if weights is None or isinstance(group, MatrixGroup):
+        if weights is not None:
+            finite(group, "A canonical input by weights")
         return image_actions.act(
             group, group.inverse(pose), images, pad=pad, fill=fill, interpolation=interpolation
         )
@@ -129,7 +140,7 @@ def mixture(
 
 
 def invert(
-    group: Group,
+    group: Group | MatrixGroup,
     pose: jax.Array,
     images: jax.Array,
     *,
@@ -170,6 +181,165 @@ def from_scores(
     return Canonical(inputs, pose, scores, w)
 
 
+def frame(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
+    """The pose that vectors span, by Gram-Schmidt: an element of SO(2) or O(2), `(..., 2, 2)`.
+
+    Where the image's own up, (0, −1), has gone is what the first vector says; for O(2) the second
+    says on which side of it right, (1, 0), is now. Up comes first because an image that is its own
+    mirror image has one. So frame(g·v) = g∘frame(v) for all g, to the bit for quarter turns and
+    mirrors, and the result is of the group to within rounding: its determinant is 1 for SO(2).
+
+    Which of two mirrored poses is chosen has no derivative (a prior's loss has); the rotation's
+    derivative is finite everywhere.
+
+    Args:
+      group: SO(2) or O(2).
+      vectors: `(..., 1, 2)` for SO(2), `(..., 2, 2)` for O(2): rows of (x to the right, y down).
+        Where no entry of the first is larger than 1e-6 the frame is the identity, and turns with
+        nothing; where none of the second is, there is no mirror.
+
+    Returns:
+      Matrices in at least float32.
+
+    Raises:
+      ValueError: a finite group, or vectors of another shape.
+    """
+    up, right, _ = _up_and_right(group, vectors)
+    return jnp.stack([right, -up], -1)
+
+
+def expected_frame(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
+    """The mean of both mirrored frames, `(..., 2, 2)`, weighted by how clear their choice is.
+
+    With t the cosine between the second vector and the right of the unmirrored frame, the frame has
+    probability (1 + |t|) / 2 and its mirror image the rest: differentiable in both vectors, equal
+    to `frame` where they are perpendicular, and for SO(2) everywhere. Arguments as for `frame`.
+    """
+    up, right, clear = _up_and_right(group, vectors)
+    return jnp.stack([clear[..., None] * right, -up], -1)
+
+
+def _up_and_right(group, vectors):
+    """Unit vectors `(..., 2)` that span the frame, and |t| of `expected_frame`."""
+    if not isinstance(group, MatrixGroup):
+        raise ValueError(
+            f"A frame is a pose of SO(2) or O(2), and the group is {group}: use select_pose for "
+            "finite groups."
+        )
+    rows = 2 if isinstance(group, O) else 1
+    if vectors.shape[-2:] != (rows, 2):
+        raise ValueError(
+            f"Vectors of shape {vectors.shape} do not span a frame of {group}: give "
+            f"(..., {rows}, 2)."
+        )
+    vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+    up, known = _unit(vectors[..., 0, :], (0.0, -1.0))
+    right = jnp.stack([-up[..., 1], up[..., 0]], -1)
+    if rows == 1:
+        return up, right, jnp.ones_like(up[..., 0])
+    side, sided = _unit(vectors[..., 1, :], (1.0, 0.0))
+    cosine = side[..., 0] * right[..., 0] + side[..., 1] * right[..., 1]
+    cosine = jnp.where(known & sided, cosine, 1)
+    sign = jnp.where(cosine < 0, -1, 1).astype(up.dtype)
+    return up, sign[..., None] * right, sign * cosine
+
+
+def _unit(vector, instead):
+    """The vector at length one, or another where it is shorter than 1e-6; and which it was."""
+    # Greater and smaller entry: which is x and which y must not change the last bits.
+    large = jnp.maximum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
+    small = jnp.minimum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
+    long_enough = large > 1e-6
+    large = jnp.where(long_enough, large, 1)
+    ratio = jnp.where(long_enough, small / large, 0)
+    length = (large * jnp.sqrt(1 + ratio * ratio))[..., None]
+    safe = jnp.where(long_enough[..., None], vector, jnp.asarray(instead, vector.dtype))
+    return safe / jnp.where(long_enough[..., None], length, 1), long_enough
+
+
+def from_vectors(
+    group: MatrixGroup,
+    vectors: jax.Array,
+    images: jax.Array,
+    *,
+    pad: str = "edge",
+    fill: float = 0.0,
+    interpolation: str = "linear",
+) -> Canonical:
+    """Vectors and images to `Canonical`: the frame, and the canonical inputs.
+
+    The derivative reaches the vectors through the matrix and the sampling. `scores` are the
+    vectors; there are no weights. Arguments as in `frame` and `canonicalize`.
+    """
+    pose = frame(group, vectors)
+    inputs = canonicalize(group, pose, images, pad=pad, fill=fill, interpolation=interpolation)
+    return Canonical(inputs, pose, vectors, None)
+
+
+def refine(group: Group, scores: jax.Array) -> jax.Array:
+    """A pose between elements: the top of a parabola through the best score and its neighbours.
+
+    For scores over C_n the result is of SO(2), for D_n of O(2). With s₋, s₀, s₊ the scores of
+    r⁻¹∘g, g and r∘g, g the best, the pose is g turned by (s₋ − s₊) / 2(s₋ − 2s₀ + s₊) steps of
+    2π/n, at most half of one: differentiable in these three. Scores of an exactly turned image, the
+    same bits in other places, give the exactly turned pose.
+
+    Args:
+      group: C_n or D_n with n of at least 3.
+      scores: `(..., |G|)`.
+
+    Returns:
+      Matrices `(..., 2, 2)` in at least float32.
+
+    Raises:
+      ValueError: scores that do not fit the group, or a group with too few rotations.
+    """
+    best = select_pose(group, scores)
+    n, exact_turns = group.n, math.gcd(group.n, 4)
+    if n < 3:
+        raise ValueError(
+            f"{group} has no neighbours to refine a pose between: take n of 3 or more."
+        )
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    steps, mirrored = group.steps(best), group.reflects(best)
+    below, here, above = (
+        jnp.take_along_axis(scores, ((steps + k) % n + n * mirrored)[..., None], -1)[..., 0]
+        for k in (-1, 0, 1)
+    )
+    curvature = (below + above) - 2 * here
+    flat = curvature > -jnp.finfo(scores.dtype).tiny
+    offset = jnp.where(flat, 0, (below - above) / jnp.where(flat, -1, 2 * curvature))
+    # The nearest exact turn, and what is left: the same for all exact turns, negated for mirrors.
+    span = n // exact_turns
+    first = steps % span
+    beyond = 2 * (first + offset) > span
+    rest = jnp.where(beyond, -((span - first) - offset), first + offset)
+    quarter = (steps // span + beyond) * (4 // exact_turns)
+    rotation, lattice = O(2).rotation(rest * (2 * np.pi / n)), Dihedral(4)
+    exact = lattice.matrix(quarter % 4 + 4 * mirrored, rotation.dtype)
+    return O(2).compose(rotation, exact)
+
+
+def from_refined(
+    group: Group,
+    scores: jax.Array,
+    images: jax.Array,
+    *,
+    pad: str = "edge",
+    fill: float = 0.0,
+    interpolation: str = "linear",
+) -> Canonical:
+    """As `from_scores`, with the pose of `refine`: of SO(2) or O(2), from scores of C_n or D_n.
+
+    There are no weights: the derivative passes through the matrix to the best score and its
+    neighbours. Train the scores as those of the finite group.
+    """
+    pose = refine(group, scores)
+    rotations: MatrixGroup = SO(2) if isinstance(group, Cyclic) else O(2)
+    inputs = canonicalize(rotations, pose, images, pad=pad, fill=fill, interpolation=interpolation)
+    return Canonical(inputs, pose, scores, None)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _canonicalize(group, how, pose, weights, images):
     return _transform(group, how, pose, images)
@@ -202,6 +372,7 @@ _canonicalize.defvjp(_canonicalize_forward, _canonicalize_backward)
 
 
 def _check(group, scores, images=None):
+    finite(group, "A pose by scores or weights")
     if scores.ndim < 1 or scores.shape[-1] != group.order:
         raise ValueError(
             f"Scores or weights of shape {scores.shape} do not fit {group}: the last axis holds "

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup, finite
 
 PADS = ("edge", "constant")
 INTERPOLATIONS = ("linear", "cubic")
@@ -69,7 +69,7 @@ def reflect(images: jax.Array, where=True) -> jax.Array:
 
 
 def act(
-    group: Group,
+    group: Group | MatrixGroup,
     g,
     images: jax.Array,
     *,
@@ -77,11 +77,12 @@ def act(
     fill: float = 0.0,
     interpolation: str = "linear",
 ) -> jax.Array:
-    """g·x: images transformed by elements of C_n or D_n.
+    """g·x: images transformed by elements of C_n, D_n, SO(2) or O(2).
 
     Args:
       group: the group.
-      g: elements, int32, of shape `images.shape[:-3]` or a scalar.
+      g: elements: int32, of shape `images.shape[:-3]` or a scalar; of SO(2) and O(2) matrices, with
+        (2, 2) behind that shape, in which the result is differentiable.
       images: `(..., H, W, C)`; floats, or any dtype where nothing is interpolated (n divides 4, or
         g is a Python integer of the lattice). Square unless n is at most 2.
       pad: "edge" or "constant", see the module.
@@ -90,13 +91,16 @@ def act(
 
     Returns:
       The transformed images, same shape and dtype. `act(compose(g, q), x)` is
-      `act(g, act(q, x))` to the bit for every q in `group.lattice`.
+      `act(g, act(q, x))` to the bit for every q in `group.lattice`; for SO(2) and O(2) for every
+      quarter turn and mirror q, which only move pixels.
 
     Raises:
       ValueError: shapes that do not fit, an unknown pad or interpolation, images the group would
         reshape.
       TypeError: images that would be interpolated and are not floats.
     """
+    if isinstance(group, MatrixGroup):
+        return _act_by_matrix(group, g, images, pad, fill, interpolation)
     rest, lattice = group.split(g)
     known = not isinstance(rest, jax.Array) and np.ndim(rest) == 0
     exact = group.n in (1, 2, 4) or (known and rest == 0)
@@ -119,11 +123,25 @@ def orbit(
     interpolation: str = "linear",
 ) -> jax.Array:
     """All g·x, `(..., |G|, H, W, C)`, in the order of `group.elements()`; see `act`."""
+    finite(group, "An orbit")
 
     def transform(g):
         return act(group, g, images, pad=pad, fill=fill, interpolation=interpolation)
 
     return jax.vmap(transform, out_axes=images.ndim - 3)(group.elements())
+
+
+def _act_by_matrix(group, g, images, pad, fill, interpolation):
+    """The same for matrices; the remainder is a rotation by at most 45°, as in `group.split`."""
+    if jnp.shape(g)[-2:] != (2, 2):
+        raise ValueError(
+            f"Elements of {group} are matrices (..., 2, 2), got {jnp.shape(g)}: make them with "
+            f"{type(group).__name__}(2).rotation(angle)."
+        )
+    _check(images, jnp.shape(g)[:-2], pad, interpolation, square=True, floating=True, group=group)
+    rest, exact = group.split(jnp.asarray(g, np.promote_types(images.dtype, np.float32)))
+    cos, sin = rest[..., 0, 0], rest[..., 0, 1]
+    return _sample(images, exact % 4, exact // 4, cos, sin, pad, fill, interpolation)
 
 
 def _check(

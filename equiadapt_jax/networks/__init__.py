@@ -2,5 +2,6 @@
 
 from equiadapt_jax.networks.feature_scorer import FeatureScorer
 from equiadapt_jax.networks.group_conv import GroupConvNet
+from equiadapt_jax.networks.steerable import SteerableNet
 
-__all__ = ["FeatureScorer", "GroupConvNet"]
+__all__ = ["FeatureScorer", "GroupConvNet", "SteerableNet"]

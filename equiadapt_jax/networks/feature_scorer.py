@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, finite
 
 
 class FeatureScorer(nn.Module):
@@ -66,6 +66,7 @@ class FeatureScorer(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool = False) -> jax.Array:
         """Scores `(B, |G|)` for features `(B, |G|, F)`."""
+        finite(self.group, "FeatureScorer")
         if features.ndim != 3 or features.shape[1] != self.group.order:
             raise ValueError(
                 f"FeatureScorer takes features (B, {self.group.order}, F), one row for an element "

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, finite
 
 
 class GroupConvNet(nn.Module):
@@ -58,6 +58,7 @@ class GroupConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Scores `(B, |G|)` for images `(B, S, S, C)`."""
+        finite(self.group, "GroupConvNet")
         if images.ndim != 4:
             raise ValueError(f"GroupConvNet takes images (B, S, S, C), got {images.shape}.")
         if not len(self.features) == len(self.kernels) == len(self.strides) > 0:

@@ -1,0 +1,282 @@
+"""A steerable scorer: vectors that turn with the image, by any angle.
+
+A field of order m is a complex number per pixel that a rotation by θ carries along and multiplies
+by e^{imθ}: order 0 are invariants, 1 vectors, 2 axes without a head. Correlation with a circular
+harmonic R(r) e^{ikα} makes order m + k of order m, and of its conjugate order k − m; these are all
+the linear maps there are (Worrall et al. 2017, arXiv 1612.04642; Weiler and Cesa 2019, arXiv
+1911.08251). Angles α are measured counter-clockwise from up, on the axis of the mirror. So where R
+is real a left-right mirror conjugates every field, which is how O(2) acts on them.
+
+On a grid that holds as far as nothing beyond its finest wave is made. The image is seen in a disk
+that fades out, filters are rings blurred by a Gaussian in a smooth window, fields are gated by
+smooth functions. For quarter turns, and for O(2) mirrors, it holds to the bit: the turned copies of
+an image go through the network side by side, and their vectors, carried back, are added up in an
+order that these turns do not change.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equiadapt_jax.actions import images as image_actions
+from equiadapt_jax.groups import SO, Cyclic, Dihedral, Group, MatrixGroup
+
+ORDERS = (0, 1, 2)
+_EXACT = jax.lax.Precision.HIGHEST
+_FAINT = 1e-3  # mean squares much below it are not brought to one, so that rounding stays small
+
+
+class SteerableNet(nn.Module):
+    """Vectors of images `(B, S, S, C)`: `(B, 1, 2)` for SO(2), `(B, 2, 2)` for O(2).
+
+    Rows are (x to the right, y down), in float32 or wider; `canonicalization.frame` makes a pose of
+    them. The network runs on four turned copies of every image, for O(2) on eight.
+
+    Attributes:
+      group: SO(2) or O(2).
+      layers: (channels, kernel, stride) of each convolution; every channel is a field of each
+        order. Layers pad by p = (k − 1) // 2, and s divides S + 2p − k, so that the centre stays
+        where it is.
+      size: working size in pixels, to which every copy of the image is resized; None: the input's.
+      rings: of the filters of the last layer, which is as large as the image.
+      hidden: channels of the last layer, and width of the one that weighs them.
+      dtype: compute dtype of the convolutions; None takes that of images and parameters.
+    """
+
+    group: MatrixGroup
+    layers: Sequence[tuple[int, int, int]] = ((8, 6, 2), (12, 5, 1))
+    size: int | None = None
+    rings: int = 4
+    hidden: int = 16
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Vectors for images `(B, S, S, C)`."""
+        if not isinstance(self.group, MatrixGroup):
+            raise ValueError(
+                f"SteerableNet gives vectors, poses of SO(2) or O(2), and the group is "
+                f"{self.group}: take GroupConvNet for finite groups."
+            )
+        if images.ndim != 4 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"SteerableNet takes images (B, S, S, C), got {images.shape}.")
+        if not self.layers:
+            raise ValueError("SteerableNet has no layers: give (channels, kernel, stride) of some.")
+        copies = _copies(self.group, images, self.size)
+        x = _seen(copies.astype(jnp.promote_types(images.dtype, jnp.float32)))
+        fields = x.astype(self.dtype or x.dtype)[..., None, None, :]  # one order, its real part
+        for i, (channels, kernel, stride) in enumerate(self.layers):
+            fields = self._layer(i, fields, channels, kernel, stride)
+        vectors = self._vectors(self._pool(fields))
+        vectors = vectors.reshape(-1, images.shape[0], *vectors.shape[1:])
+        return _carried_back(self.group, vectors)
+
+    def _layer(self, i, fields, channels, kernel, stride):
+        """A convolution to fields `(B, H, W, orders, 2, channels)` and the gates of all of them."""
+        batch, size = fields.shape[:2]
+        padding = (kernel - 1) // 2
+        if (size + 2 * padding - kernel) % stride:
+            raise ValueError(
+                f"Layer {i} of SteerableNet strides by {stride} over {size} pixels with kernel "
+                f"{kernel}: the centre would move; choose a size for which {stride} divides "
+                f"size - {kernel - 2 * padding}."
+            )
+        maps = _linear_maps(kernel, isinstance(self.group, SO))
+        if not i:  # an image, which is real
+            maps = maps[:, :1, : maps.shape[2] // 2, ..., :1, :]
+        to_fields = self._filters(f"conv{i}", maps, fields, channels)
+        gates = maps[:1, ..., :1]
+        gates = gates[:, :, abs(gates).max((0, 1, 3, 4, 5, 6)) > 0]  # i times a real ring is none
+        to_gates = self._filters(f"gate{i}", gates, fields, len(ORDERS) * channels)
+        y = jax.lax.conv_general_dilated(
+            fields.reshape(batch, size, size, -1),
+            jnp.concatenate([to_fields, to_gates], -1),
+            (stride, stride),
+            [(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        made = 2 * len(ORDERS) * channels
+        shape = (*y.shape[:3], len(ORDERS), -1, channels)
+        z, gates = (_scaled(part.reshape(shape)) for part in (y[..., :made], y[..., made:]))
+        bias = self.param(f"bias{i}", nn.initializers.zeros, (len(ORDERS), 1, channels))
+        mask = _disk(y.shape[1]).astype(z.dtype)[:, :, None, None, None]
+        return mask * z * nn.sigmoid(gates + bias.astype(z.dtype))
+
+    def _filters(self, name, maps, fields, channels):
+        """Filters `(K, K, in, out)`: combinations of `maps`, with parameters."""
+        shape = (*maps.shape[:3], fields.shape[-1], channels)
+        scale = 1 / np.sqrt(np.prod(shape[1:4]))
+        weight = self.param(name, nn.initializers.normal(scale), shape).astype(fields.dtype)
+        filters = jnp.einsum(
+            "nmbyxqp,nmbio->yxmqinpo", maps.astype(fields.dtype), weight, precision=_EXACT
+        )
+        return filters.reshape(*filters.shape[:2], np.prod(filters.shape[2:5]), -1)
+
+    def _pool(self, fields):
+        """Fields of the whole image about its centre, complex `(B, orders, hidden)`."""
+        fields = fields.astype(jnp.promote_types(fields.dtype, jnp.float32))
+        seen = _rings(fields, self.rings)
+        count = 2 if isinstance(self.group, SO) else 1  # complex weights, or real ones
+        shape = (count, *seen.shape[1:], self.hidden)
+        init = nn.initializers.normal(1 / np.sqrt(np.prod(seen.shape[2:])))
+        weight = self.param("pool", init, shape).astype(fields.dtype)
+        a, b = weight if count == 2 else (weight[0], jnp.zeros_like(weight[0]))
+        # In real numbers: what a product of complex matrices makes of a row depends on its place.
+        weight = jnp.concatenate([jnp.concatenate([a, b], -1), jnp.concatenate([-b, a], -1)], -2)
+        parts = jnp.concatenate([seen.real, seen.imag], -1)
+        pooled = jnp.einsum("znmbc,nmbch->znh", parts, weight, precision=_EXACT)
+        pooled = jax.lax.complex(pooled[..., : self.hidden], pooled[..., self.hidden :])
+        square = _square(pooled).mean((1, 2), keepdims=True)
+        return pooled * jax.lax.rsqrt(square + _FAINT)
+
+    def _vectors(self, pooled):
+        """Vectors `(B, k, 2)`: order 1 of pooled fields, weighed by what does not turn."""
+        rotations = isinstance(self.group, SO)
+        scalar, vector, axis = (pooled[:, n] for n in ORDERS)
+        signed = [scalar.real, scalar.imag] if rotations else [scalar.real, scalar.imag**2]
+        squares = [_square(z) for z in (vector, axis)]
+        dense = functools.partial(nn.Dense, dtype=scalar.real.dtype, precision=_EXACT)
+        weights = nn.gelu(dense(self.hidden, name="hidden")(jnp.concatenate(signed + squares, -1)))
+        count, parts = (1, 2) if rotations else (2, 1)
+        weights = dense(count * 2 * self.hidden * parts, name="weigh")(weights)
+        weights = weights.reshape(-1, count, 2 * self.hidden, parts)
+        found = jnp.concatenate([vector, axis * vector.conj()], -1)[:, None]
+        weights = _complex(jnp.moveaxis(weights, -1, -2)) if rotations else weights[..., 0]
+        v = (weights * found).sum(-1)
+        return jnp.stack([-v.imag, -v.real], -1)  # from up, counter-clockwise
+
+
+def _rings(fields, count):
+    """Fields summed over blurred rings about the centre, `(B, orders, orders, 2 count, C)`.
+
+    Complex. The axes are the order made, the order it is made of, the rings for the field and then
+    for its conjugate, and the channel.
+    """
+    size, highest = fields.shape[1], 2 * ORDERS[-1]
+    step = size / 2 / count
+    radii, orders = step * (np.arange(count) + 0.5), range(-ORDERS[-1], highest + 1)
+    rings = np.stack(
+        [[circular_harmonics(size, radius, step / 1.5, k) for radius in radii] for k in orders]
+    )
+    rings /= np.sqrt((abs(rings) ** 2).sum((-2, -1), keepdims=True))
+    parts = (
+        jnp.einsum("zyxmqc,kjyx->kzmjqc", fields, part.astype(fields.dtype), precision=_EXACT)
+        for part in (rings.real, rings.imag)
+    )
+    seen = jax.lax.complex(*parts)
+    real, turned = seen[..., 0, :], 1j * seen[..., 1, :]
+    field, conjugate = (dict(zip(orders, x, strict=True)) for x in (real + turned, real - turned))
+    made = [
+        [jnp.concatenate([field[n - m][:, m], conjugate[n + m][:, m]], 1) for m in ORDERS]
+        for n in ORDERS
+    ]
+    return jnp.stack([jnp.stack(row, 1) for row in made], 1)
+
+
+def _copies(group, images, size):
+    """q⁻¹·x for the exact q, `(|lattice| B, S, S, C)`, each resized in its own frame."""
+    lattice = _lattice(group)
+    copies = [image_actions.act(lattice, lattice.inverse(q), images) for q in range(lattice.order)]
+    if size is not None and size != images.shape[1]:
+        shape = (images.shape[0], size, size, images.shape[3])
+        copies = [jax.image.resize(x, shape, "linear") for x in copies]
+    return jnp.concatenate(copies)
+
+
+def _carried_back(group, vectors):
+    """The mean of q·v over exact q, `(B, k, 2)`, of vectors `(|lattice|, B, k, 2)`.
+
+    Exact elements permute (a, b, c, d) in a circle or turn it round, and for O(2) exchange the four
+    with and the four without a mirror: none of it changes (a + c) + (b + d).
+    """
+    lattice = _lattice(group)
+    matrices = np.asarray(lattice._matrices, vectors.dtype)
+    turned = [(m * v[..., None, :]).sum(-1) for m, v in zip(matrices, vectors, strict=True)]
+    halves = [(a + c) + (b + d) for a, b, c, d in zip(*[iter(turned)] * 4, strict=True)]
+    return sum(halves[1:], halves[0]) / lattice.order
+
+
+def _lattice(group) -> Group:
+    return Cyclic(4) if isinstance(group, SO) else Dihedral(4)
+
+
+def _seen(images):
+    """Images without their mean, fading out towards the border of the disk."""
+    mask = _disk(images.shape[1]).astype(images.dtype)[:, :, None]
+    mean = (mask * images).sum((1, 2), keepdims=True) / mask.sum()
+    return mask * (images - mean)
+
+
+def _disk(size):
+    """1 within the disk, 0 outside, `(size, size)`; a cosine between 0.7 and 1 of its radius."""
+    distance = _distance(size) / (size / 2)
+    return (0.5 + 0.5 * np.cos(np.pi * np.clip((distance - 0.7) / 0.3, 0, 1))).astype(np.float64)
+
+
+def _distance(size):
+    offset = np.arange(size) - (size - 1) / 2
+    return np.hypot(offset[:, None], offset)
+
+
+def circular_harmonics(size: int, radius: float, sigma: float, order: int) -> np.ndarray:
+    """A ring of e^{ikα}, blurred: complex `(size, size)`, about the centre.
+
+    The value at d is the mean over β of e^{ikβ} exp(−|d − ρ(β)|² / 2σ²), where ρ(β) is the place on
+    the ring at an angle of β counter-clockwise from up: smooth everywhere, and without waves much
+    shorter than 2σ. `radius` and `sigma` are in pixels, `order` is k.
+    """
+    offset = np.arange(size) - (size - 1) / 2
+    count = 4 * int(np.ceil(max(8, 2 * radius / sigma + 2 * abs(order))))
+    beta = 2 * np.pi * np.arange(count) / count
+    x = offset[:, None] + radius * np.sin(beta)  # (x, y) of the ring are −(sin β, cos β)
+    y = offset[:, None] + radius * np.cos(beta)
+    across, down = (np.exp(-(t**2) / (2 * sigma**2)) for t in (x, y))
+    return np.einsum("yn,xn,n->yx", down, across, np.exp(1j * order * beta)) / count
+
+
+@functools.lru_cache(maxsize=32)
+def _linear_maps(size, phases):
+    """Linear maps of fields, `(orders, orders, b, size, size, 2, 2)`: to, from, which, y, x.
+
+    The last axes are the real and the imaginary part of the input and of the output. Along b are
+    first those of the field, then those of its conjugate; of each two rings, with `phases` those
+    times i too, which mirrors do not allow. The window ends where the next pixel would be.
+    """
+    factors = (1, 1j) if phases else (1,)
+    window = np.clip(1 - (_distance(size) / ((size + 1) / 2)) ** 2, 0, None) ** 2
+
+    def filters(order):
+        rings = (circular_harmonics(size, size * r, size / 7.5, order) for r in (0.12, 0.24))
+        found = [ring * window for ring in rings]
+        return [factor * f / np.linalg.norm(f) for f in found for factor in factors]
+
+    def real(w, conjugated):
+        a, b, sign = w.real, w.imag, -1 if conjugated else 1
+        return np.stack([np.stack([a, b], -1), np.stack([-sign * b, sign * a], -1)], -2)
+
+    def maps(out, into):
+        direct = [real(w, False) for w in filters(out - into)]
+        return np.stack(direct + [real(w, True) for w in filters(out + into)])
+
+    return np.stack([np.stack([maps(n, m) for m in ORDERS]) for n in ORDERS])
+
+
+def _complex(parts):
+    """Complex numbers of `(..., 2, C)`."""
+    return jax.lax.complex(parts[..., 0, :], parts[..., 1, :])
+
+
+def _square(z):
+    return z.real**2 + z.imag**2
+
+
+def _scaled(fields):
+    """Fields at unit mean square over the image and both parts."""
+    wide = fields.astype(jnp.promote_types(fields.dtype, jnp.float32))
+    square = (wide**2).mean((1, 2, 4), keepdims=True)
+    return (wide * jax.lax.rsqrt(square + _FAINT)).astype(fields.dtype)
