@@ -253,7 +253,7 @@ class Adapted:
 
     @property
     def _any_shape(self) -> bool:
-        return getattr(self.group, "n", 0) in (1, 2) and self.mask is None
+        return isinstance(self.group, Group) and self.group.n <= 2 and self.mask is None
 
     def _carry(self, g, y):
         """ρ(g)·y."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from equiadapt_jax import representations
 from equiadapt_jax.actions import fields, vectors
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup
 
 
 def is_field(output: str) -> bool:
@@ -24,7 +24,7 @@ def is_field(output: str) -> bool:
     return output.startswith("field:")
 
 
-def check(group: Group, output: str) -> None:
+def check(group: Group | MatrixGroup, output: str) -> None:
     """ValueError for an output that does not exist over the group."""
     representation = output.removeprefix("field:")
     try:
@@ -37,14 +37,14 @@ def check(group: Group, output: str) -> None:
 
 
 def carry(
-    group: Group, output: str, g, y: jax.Array, *, interpolation: str = "linear"
+    group: Group | MatrixGroup, output: str, g, y: jax.Array, *, interpolation: str = "linear"
 ) -> jax.Array:
-    """ρ(g)·y of predictions `(B, ...)` and elements `(B,)` or a scalar.
+    """ρ(g)·y of predictions `(B, ...)` and an element for each, or one for all.
 
     Args:
       group: the group.
       output: see the module.
-      g: int32.
+      g: elements.
       y: predictions; of any form for "trivial".
       interpolation: of fields, "linear" or "cubic".
 
@@ -70,7 +70,7 @@ def carry(
 
 
 def carry_back(
-    group: Group,
+    group: Group | MatrixGroup,
     output: str,
     pose: jax.Array,
     y: jax.Array,

@@ -23,27 +23,22 @@ import re
 import jax
 import jax.numpy as jnp
 
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup, finite
 
 NAMES = "trivial, sign, standard, regular, irrep<k> and irrep<k>_sign"
 
 
-def dimension(group: Group, representation: str) -> int:
+def dimension(group: Group | MatrixGroup, representation: str) -> int:
     """How many numbers the representation acts on; ValueError for one that the group has not."""
     if representation == "standard":
         return 2
     if representation == "regular":
-        if group.order is None:
-            raise ValueError(
-                f"A 'regular' representation has a number for each element, and {group} has "
-                "infinitely many: take a finite group such as cyclic16."
-            )
-        return group.order
+        return finite(group, "A regular representation").order
     order, _ = _irreducible(group, representation)
-    return 1 if order == 0 or 2 * order == _steps(group) else 2
+    return 1 if order == 0 or (isinstance(group, Group) and 2 * order == group.n) else 2
 
 
-def matrix(group: Group, g, representation: str, dtype=jnp.float32) -> jax.Array:
+def matrix(group: Group | MatrixGroup, g, representation: str, dtype=jnp.float32) -> jax.Array:
     """ρ(g), `(..., d, d)` for elements g of shape `(...)`, where d is the `dimension`.
 
     ValueError for a representation that the group has not.
@@ -56,7 +51,7 @@ def matrix(group: Group, g, representation: str, dtype=jnp.float32) -> jax.Array
     mirrored = jnp.asarray(group.reflects(g))
     if order == 0:
         rho = jnp.ones((*batch_shape(group, g), 1, 1), dtype)
-    elif group.order is None:
+    elif isinstance(group, MatrixGroup):
         rho = _power(group, g, order, dtype)
     elif 2 * order == group.n:
         rho = (1 - 2 * jnp.asarray(group.steps(g) % 2))[..., None, None].astype(dtype)
@@ -65,13 +60,14 @@ def matrix(group: Group, g, representation: str, dtype=jnp.float32) -> jax.Array
     return rho * (1 - 2 * mirrored * sign)[..., None, None].astype(dtype)
 
 
-def batch_shape(group: Group, g) -> tuple[int, ...]:
+def batch_shape(group: Group | MatrixGroup, g) -> tuple[int, ...]:
     """The shape of elements, without the last two axes where these are matrices."""
-    return jnp.shape(g)[:-2] if group.order is None else jnp.shape(g)
+    return jnp.shape(g)[:-2] if isinstance(group, MatrixGroup) else jnp.shape(g)
 
 
-def permutation(group: Group, g) -> jax.Array:
+def permutation(group: Group | MatrixGroup, g) -> jax.Array:
     """g⁻¹∘h for every h, int32 `(..., |G|)`: where the regular representation reads entry h."""
+    group = finite(group, "A regular representation")
     return group.compose(group.inverse(jnp.asarray(g, jnp.int32))[..., None], group.elements())
 
 
@@ -83,18 +79,13 @@ def _power(group, g, order, dtype):
     return functools.reduce(group.compose, [rotation] * order) * columns.astype(dtype)
 
 
-def _steps(group):
-    """N of C_n and D_n, None of SO(2) and O(2)."""
-    return getattr(group, "n", None)
-
-
 def _irreducible(group, representation):
     """(order, sign) of a name."""
     whole = {"trivial": "irrep0", "sign": "irrep0_sign"}.get(representation, representation)
     match = re.fullmatch(r"irrep(0|[1-9][0-9]*)(_sign)?", whole)
     if match is None:
         raise ValueError(f"Unknown representation {representation!r}: there are {NAMES}.")
-    if group.order is not None and 2 * int(match[1]) > group.n:
+    if isinstance(group, Group) and 2 * int(match[1]) > group.n:
         raise ValueError(
             f"{representation!r} is not irreducible over {group}: orders go from 0 to "
             f"{group.n // 2}."

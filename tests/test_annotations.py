@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from equiadapt_jax.actions import annotations, images
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Cyclic, Dihedral, O
 
 C4, C8, D4 = Cyclic(4), Cyclic(8), Dihedral(4)
 G = np.arange(8)
@@ -113,6 +113,24 @@ def test_there_and_back_and_one_after_another(x64):
         both = act(group, h, there, (20, 20))
         at_once = act(group, group.compose(h, g), points, (20, 20))
         np.testing.assert_allclose(at_once, both, atol=1e-12)
+
+
+def test_matrix_groups_turn_annotations_as_their_finite_subgroups_do():
+    group, subgroup, rng = O(2), Dihedral(8), np.random.default_rng(5)
+    g, low = np.arange(16), rng.uniform(0, 9, (16, 2, 2))
+    boxes = np.concatenate([low, low + 5], -1).astype(np.float32)
+    masks, matrices = rng.integers(0, 3, (16, 2, 9, 9)), subgroup.matrix(g)
+    for act, data, size in (
+        (annotations.act_on_boxes, boxes, [(14, 14)]),
+        (annotations.act_on_keypoints, boxes[..., :2], [(14, 14)]),
+        (annotations.act_on_masks, masks, []),
+    ):
+        found = act(group, matrices, data, *size)
+        np.testing.assert_allclose(found, act(subgroup, g, data, *size), atol=1e-5)
+        one = act(group, matrices[3], data[3], *size)
+        np.testing.assert_allclose(one, found[3], atol=1e-5)
+    with pytest.raises(ValueError, match="o2 would change the shape of images of 4×6"):
+        annotations.act_on_boxes(group, matrices, boxes, (4, 6))
 
 
 def test_masks_are_sampled_from_the_nearest_pixel():

@@ -7,7 +7,7 @@ import pytest
 
 from equiadapt_jax import representations
 from equiadapt_jax.actions import fields, images
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import Cyclic, Dihedral, O
 from tests.test_representations import by_hand
 
 D4 = Dihedral(4)
@@ -101,6 +101,19 @@ def test_there_and_back_at_45_degrees_loses_what_the_docs_say():
         there = fields.act(group, 7, f, representation="standard", interpolation=interpolation)
         back = fields.act(group, 1, there, representation="standard", interpolation=interpolation)
         assert np.abs(back - f)[inside].max() < bound
+
+
+@pytest.mark.parametrize("name", ["trivial", "standard", "irrep2", "sign"])
+def test_matrix_groups_carry_fields_as_their_finite_subgroups_do(name):
+    """Bit for bit where elements are exact, also there and back."""
+    x = field_of(O(2), name, 8, 6, 6)
+    g = D4.matrix(np.arange(8))
+    turned = fields.act(O(2), g, x, representation=name)
+    if name != "irrep2":  # which for D4 has one dimension
+        expected = fields.act(D4, np.arange(8), x, representation=name)
+        np.testing.assert_array_equal(turned, expected)
+    back = fields.act(O(2), O(2).inverse(g), turned, representation=name)
+    np.testing.assert_array_equal(back, x)
 
 
 def test_regular_fields_move_between_elements_too():

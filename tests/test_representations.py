@@ -3,16 +3,18 @@
 import cmath
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from equiadapt_jax import representations
 from equiadapt_jax.actions import vectors
-from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.groups import SO, Cyclic, Dihedral, O
 
 GROUPS = [kind(n) for kind in (Cyclic, Dihedral) for n in (2, 3, 4, 6, 8, 16)]
 C4, D4 = Cyclic(4), Dihedral(4)
+ORDERS = [f"irrep{k}{sign}" for k in range(5) for sign in ("", "_sign")]
 
 
 def names(group):
@@ -148,3 +150,40 @@ def test_what_does_not_fit_is_refused_with_a_sentence(case):
     function, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         function()
+
+
+# ---- SO(2) and O(2) ----
+
+
+@pytest.mark.parametrize("group", [SO(2), O(2)], ids=str)
+def test_matrix_groups_have_the_representations_of_their_finite_subgroups(group, x64):
+    """On C_16 or D_16 in them, and they compose at any angle; exact elements are exact."""
+    subgroup = Cyclic(16) if group == SO(2) else Dihedral(16)
+    inside = subgroup.matrix(np.arange(subgroup.order), jnp.float64)
+    keys = jax.random.split(jax.random.key(0))
+    angles = [np.asarray(jax.random.uniform(key, (20,), jnp.float64, 0, 7)) for key in keys]
+    g, h = (group.rotation(angle) for angle in angles)
+    if group == O(2):
+        g, h = group.mirrored(g, np.arange(20) % 2), group.mirrored(h, np.arange(20) % 3 == 0)
+    for name in ["standard", "sign", "trivial", *ORDERS]:
+        rho = representations.matrix(group, inside, name, jnp.float64)
+        expected = representations.matrix(subgroup, np.arange(subgroup.order), name, jnp.float64)
+        np.testing.assert_allclose(rho, expected, atol=1e-12, err_msg=name)
+        np.testing.assert_array_equal(rho[subgroup.lattice], expected[subgroup.lattice])
+        one, other, both = (
+            np.asarray(representations.matrix(group, m, name, jnp.float64))
+            for m in (g, h, group.compose(g, h))
+        )
+        np.testing.assert_allclose(both, one @ other, atol=1e-12, err_msg=name)
+    with pytest.raises(ValueError, match="regular representation needs a finite group, and"):
+        representations.dimension(group, "regular")
+
+
+def test_vectors_turn_by_any_angle_with_a_derivative():
+    group, v = SO(2), jnp.float32([1.0, 0.0])
+    angle = jnp.float32([0.3, 1.0])
+    turned = vectors.act(group, group.rotation(angle), jnp.stack([v, v]), representation="irrep2")
+    expected = np.stack([np.cos(2 * angle), -np.sin(2 * angle)], -1)
+    np.testing.assert_allclose(turned, expected, rtol=1e-6)
+    slope = jax.grad(lambda a: vectors.act(group, group.rotation(a), v, representation="irrep2")[0])
+    np.testing.assert_allclose(slope(0.3), -2 * np.sin(0.6), rtol=1e-5)

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup
 from equiadapt_jax.representations import batch_shape
 
 
-def act_on_keypoints(group: Group, g, points: jax.Array, size) -> jax.Array:
+def act_on_keypoints(group: Group | MatrixGroup, g, points: jax.Array, size) -> jax.Array:
     """Keypoints `(..., 2)` on pixel centres, turned with their image.
 
     Args:
@@ -33,12 +33,12 @@ def act_on_keypoints(group: Group, g, points: jax.Array, size) -> jax.Array:
     return _turn(group, g, points, size, edges=False)
 
 
-def act_on_polygons(group: Group, g, points: jax.Array, size) -> jax.Array:
+def act_on_polygons(group: Group | MatrixGroup, g, points: jax.Array, size) -> jax.Array:
     """Polygons `(..., 2)` on pixel edges, corner by corner; arguments as for keypoints."""
     return _turn(group, g, points, size, edges=True)
 
 
-def act_on_boxes(group: Group, g, boxes: jax.Array, size) -> jax.Array:
+def act_on_boxes(group: Group | MatrixGroup, g, boxes: jax.Array, size) -> jax.Array:
     """The tightest upright boxes around turned ones, `(..., 4)`: x0, y0, x1, y1 on pixel edges.
 
     Of all four corners. There and back is exact for exact elements; at other angles boxes grow.
@@ -52,7 +52,7 @@ def act_on_boxes(group: Group, g, boxes: jax.Array, size) -> jax.Array:
     return jnp.concatenate([corners.min(-2), corners.max(-2)], -1)
 
 
-def act_on_masks(group: Group, g, masks: jax.Array, *, fill=0) -> jax.Array:
+def act_on_masks(group: Group | MatrixGroup, g, masks: jax.Array, *, fill=0) -> jax.Array:
     """Masks of bools or labels `(..., H, W)`, turned with their image, by the nearest pixel.
 
     Nearest pixels lose some of an edge each time. What a network predicts keeps it: carry its
@@ -75,7 +75,7 @@ def act_on_masks(group: Group, g, masks: jax.Array, *, fill=0) -> jax.Array:
         )
     batch = _batch(group, g, masks, 2)
     height, width = masks.shape[-2:]
-    if height != width and getattr(group, "n", 0) not in (1, 2):
+    if height != width and _steps(group) not in (1, 2):
         raise ValueError(
             f"{group} would change the shape of masks of {height}×{width} pixels: pad or crop "
             "them to a square first."
@@ -96,7 +96,7 @@ def act_on_masks(group: Group, g, masks: jax.Array, *, fill=0) -> jax.Array:
     return jax.vmap(sample)(places, each).reshape(masks.shape)
 
 
-def turned_size(group: Group, g, size) -> jax.Array:
+def turned_size(group: Group | MatrixGroup, g, size) -> jax.Array:
     """(H, W) of images after elements g: int32 `(..., 2)`; quarter turns swap the two."""
     size = _size(group, g, size)
     return jnp.where(_is_quarter(group, g)[..., None], size[..., ::-1], size)
@@ -133,7 +133,7 @@ def _size(group, g, size):
             f"size has shape {size.shape}: give (H, W), or one for each element of shape "
             f"{batch_shape(group, g)}."
         )
-    if isinstance(size, np.ndarray) and getattr(group, "n", 0) not in (1, 2, 4):
+    if isinstance(size, np.ndarray) and _steps(group) not in (1, 2, 4):
         for height, width in size.reshape(-1, 2):
             if height != width:
                 raise ValueError(
@@ -143,9 +143,14 @@ def _size(group, g, size):
     return jnp.asarray(size, jnp.int32)
 
 
+def _steps(group):
+    """The steps of a full turn; None where there are none."""
+    return group.n if isinstance(group, Group) else None
+
+
 def _is_quarter(group, g):
     """Whether elements are odd quarter turns, mirrored or not, and not of SO(2) or O(2)."""
-    if group.order is None:
+    if isinstance(group, MatrixGroup):
         return jnp.zeros(batch_shape(group, g), bool)  # images are square
     return jnp.asarray(group.steps(g)) * 4 % (2 * group.n) == group.n
 

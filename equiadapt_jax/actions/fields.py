@@ -12,11 +12,11 @@ import jax
 
 from equiadapt_jax import representations
 from equiadapt_jax.actions import images, vectors
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup
 
 
 def act(
-    group: Group,
+    group: Group | MatrixGroup,
     g,
     fields: jax.Array,
     *,

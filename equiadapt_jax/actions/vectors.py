@@ -4,11 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from equiadapt_jax import representations
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup
 
 
 def act(
-    group: Group, g, vectors: jax.Array, *, representation: str = "standard", axis: int = -1
+    group: Group | MatrixGroup,
+    g,
+    vectors: jax.Array,
+    *,
+    representation: str = "standard",
+    axis: int = -1,
 ) -> jax.Array:
     """ρ(g)·v along one axis of `vectors`.
 
