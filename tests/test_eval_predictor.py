@@ -81,7 +81,7 @@ unprepared = ready._replace(preprocess=0.5)
 number = 3
 
 
-def failing(prediction, maps):
+def raising(prediction, maps):
     return {"yes": prediction[:, 0]}["no"]
 
 
@@ -237,9 +237,9 @@ def test_networks_and_runs_are_adapted_without_training(network, workdir, data_d
         ("sharpness", 0.0, "--adapt=sharpness is no energy: choose confidence, entropy"),
         ("{network}:sharpness", 0.0, "has no function 'sharpness'"),
         (
-            "{network}:failing",
+            "{network}:raising",
             0.0,
-            r"--adapt=.*:failing raised KeyError: 'no' .*my_network.py, line",
+            r"--adapt=.*:raising raised KeyError: 'no' .*my_network.py, line",
         ),
         ("feature_norm", 0.0, "the predictor tells none: choose confidence"),
     ],
@@ -258,9 +258,9 @@ def test_an_energy_is_tried_before_anything_is_evaluated(network, data_dir, tmp_
 
     monkeypatch.setattr(robustness, "assess", evaluated)
     for name in ("with_jax", "with_numpy"):
-        with pytest.raises(ValueError, match=r"failing raised KeyError: 'no'"):
+        with pytest.raises(ValueError, match=r"raising raised KeyError: 'no'"):
             robustness.evaluate(
-                f"{network}:{name}", "digits", data_dir=data_dir, adapt_by=f"{network}:failing"
+                f"{network}:{name}", "digits", data_dir=data_dir, adapt_by=f"{network}:raising"
             )
     with pytest.raises(FileNotFoundError, match=r"no file nowhere.py \(--adapt=nowhere.py:"):
         robustness.evaluate(f"{network}:with_jax", "digits", adapt_by="nowhere.py:energy")
@@ -270,7 +270,7 @@ def test_a_file_for_network_and_energy_is_executed_once(data_dir, tmp_path):
     count = tmp_path / "count"
     file = tmp_path / "once_only.py"
     file.write_text(
-        f"open({str(count)!r}, 'a').write('x')\n"
+        f"with open({str(count)!r}, 'a') as file: file.write('x')\n"
         "def network(images): return images.mean((2, 3))[:, :10]\n"
         "def energy(y, maps): return y[:, 0]\n"
     )
