@@ -47,7 +47,9 @@ def test_points_and_boxes_are_those_of_loops_for_elements_of_their_own(x64):
     found = annotations.act_on_boxes(group, g, boxes, size)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     one = annotations.act_on_boxes(group, 11, boxes[0], size)
-    np.testing.assert_allclose(one, annotations.act_on_boxes(group, [11], boxes[:1], size)[0])
+    np.testing.assert_allclose(
+        one, annotations.act_on_boxes(group, np.array([11]), boxes[:1], size)[0]
+    )
 
 
 def test_a_square_box_at_45_degrees_is_as_wide_as_its_diagonal():
@@ -136,7 +138,7 @@ def test_matrix_groups_turn_annotations_as_their_finite_subgroups_do():
 def test_masks_are_sampled_from_the_nearest_pixel():
     """Labels at 45°, a pixel at a time; and every instance with the element of its image."""
     size, c = 9, 4.0
-    labels = np.random.default_rng(0).integers(0, 5, (2, 3, size, size))
+    labels = np.random.default_rng(0).integers(0, 5, (2, 3, size, size), np.int32)
     g = np.array([1, 6])
     turned = np.asarray(annotations.act_on_masks(C8, g, labels, fill=-1))
     for i, row, column in np.ndindex(2, size, size):
