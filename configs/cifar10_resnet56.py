@@ -6,8 +6,8 @@
 The weights are those of akamaster/pytorch_resnet_cifar10 as safetensors. `cifar10_jpeg` holds
 train.tar and test.tar with <class>/<image>, 50,000 and 5,000 images; JPEG compression costs these
 weights ten points. Vanilla there: 83.1 % upright, 45.6 % over C4. Adapted: 81.8 % in every pose, no
-prediction changed. Two CPU cores: ten minutes of adaptation on half of the training images, which
-keeps it under a quarter of an hour, and twelve more for the evaluation.
+prediction changed. Two CPU cores beside other work: twelve minutes of adaptation on half of the
+training images, 20 in all; eleven minutes of the processor time of both.
 """
 
 import dataclasses
