@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from equiadapt_jax import averaging, canonicalization, energies, outputs
 from equiadapt_jax.actions import squares
 from equiadapt_jax.canonicalization import Canonical
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, finite
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
 
 __all__ = ["Adapted", "Network", "adapt", "from_function", "from_linen", "from_nnx"]
@@ -378,6 +378,7 @@ def adapt(
         of a predictor that tells none, "predictions" with a predictor that is trained.
       TypeError: a scorer or predictor that is not a `Network`.
     """
+    group = finite(group, "adapt")
     outputs.check(group, output)
     if mask not in MASKS:
         raise ValueError(f"Unknown mask {mask!r}: choose 'disk', or None for whole images.")

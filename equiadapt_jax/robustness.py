@@ -88,7 +88,8 @@ def evaluate(
       FileNotFoundError, ValueError, TypeError: no such predictor or data, or they do not fit.
       FloatingPointError: logits that are not finite.
     """
-    turned_by, name = groups.from_name(group), display_name(predictor)
+    turned_by = groups.finite(groups.from_name(group), "--group")
+    name = display_name(predictor)
     opened: dict[str, ModuleType] = {}
     energy = _energy(adapt_by, margin, opened)
     run = read_config(predictor) if Path(predictor).is_dir() else None

@@ -25,7 +25,13 @@ from equiadapt_jax.evaluation.report import leave, table
 from equiadapt_jax.evaluation.upright import MOST, upright_evidence
 from equiadapt_jax.evaluation.wording import about_evidence, about_the_checkpoint, about_the_prior
 from equiadapt_jax.priors import Identity
-from equiadapt_jax.training.build import BASELINES, build_model, build_prior, with_averaging
+from equiadapt_jax.training.build import (
+    BASELINES,
+    build_model,
+    build_prior,
+    group_of,
+    with_averaging,
+)
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.config import differences
 from equiadapt_jax.training.logging import read_log
@@ -148,7 +154,10 @@ def evaluate(
         adapted = Subject(vanilla_prediction(model), params, state)
     else:
         adapted = Subject(adapted_prediction(model), params, state, model.group, prior.modes)
-    turns = GroupTurns(groups.from_name(group or _turned_by(config)), model.pad, model.fill)
+    turns = GroupTurns(
+        groups.finite(groups.from_name(group or _turned_by(config)), "--group"),
+        model.pad, model.fill,
+    )  # fmt: skip
     findings = assess(
         {
             "vanilla": Subject(vanilla_prediction(model), vanilla[0], vanilla[1]),
@@ -169,7 +178,7 @@ def evaluate(
         more["estimated prior"] = about_the_prior(shares)
         text = f"{text}\n\n{more['estimated prior']}"
     evidence, about_data = _check_upright(
-        config, facts, dataset, images, build_prior(known, groups.from_name(config.group))
+        config, facts, dataset, images, build_prior(known, group_of(config))
     )
     if evidence is not None:
         findings = dataclasses.replace(findings, metrics={**findings.metrics, **evidence.figures})
@@ -213,7 +222,7 @@ def _check_upright(config, facts, dataset, images, prior):
         stored = open_split(config, dataset, config.data.train)
         images, which = Images(stored["source"], stored["size"], stored["how"], 1), "training"
     images = images.first(MOST)
-    group = groups.from_name(config.group)
+    group = group_of(config)
     evidence = upright_evidence(images.chosen(range(len(images))), group, prior.modes)
     if evidence is None:
         return None, ""

@@ -228,7 +228,8 @@ def test_a_mask_reaches_the_model_and_its_scorer():
     ("change", "sentence"),
     [
         ({"group": "cyclic0"}, "Unknown group 'cyclic0'"),
-        ({"group": "so2"}, "Unknown group 'so2'"),
+        ({"group": "so2"}, r"config\.group=so2 needs a finite group, and so2 has infinitely many"),
+        ({"group": "so3"}, "Unknown group 'so3'"),
         ({"mask": "circle"}, r"config\.mask is 'circle': choose one of none, disk"),
         ({"dtype": "float16"}, r"config\.dtype is 'float16': choose one of float32, bfloat16"),
         ({"adaptation": settings.Adaptation(mode="both")}, r"config\.adaptation\.mode is 'both'"),

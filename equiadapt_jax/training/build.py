@@ -46,7 +46,7 @@ def build_model(config: Config, classes: int) -> Adapted:
 
     A baseline is the predictor behind the trivial group, which leaves images as they are.
     """
-    group = groups.from_name(config.group)
+    group = group_of(config)
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
     mask = _choose("mask", config.mask, {"none": None, "disk": "disk"})
@@ -81,6 +81,11 @@ def build_model(config: Config, classes: int) -> Adapted:
         **_averaging(config.averaging, group),
         mask=mask,
     )
+
+
+def group_of(config: Config) -> groups.Group:
+    """The group of a run; ValueError for a name that stands for none, or for a continuous one."""
+    return groups.finite(groups.from_name(config.group), f"config.group={config.group}")
 
 
 def _scorer(config, group, dtype):
@@ -226,7 +231,7 @@ def with_averaging(config: Config, averaging: str) -> Config:
     config = dataclasses.replace(config, averaging=averaging)
     if not config.chunk:
         return config
-    seen = _seen(config, groups.from_name(config.group))
+    seen = _seen(config, group_of(config))
     return dataclasses.replace(config, chunk=math.gcd(config.chunk, seen))
 
 
@@ -258,7 +263,7 @@ def _one_pose(params, images):
 
 def resolve(config: Config) -> Config:
     """The same settings with every option of the networks, so that they outlive its default."""
-    first = {"scorer": groups.from_name(config.group), "predictor": None}
+    first = {"scorer": group_of(config), "predictor": None}
     resolved = {}
     for role, argument in first.items():
         settings = getattr(config, role)
@@ -296,7 +301,7 @@ def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | prior
 def turns_inputs(config: Config) -> bool:
     """Whether training inputs are turned by any angle; always where the group interpolates."""
     choice = config.adaptation.turn_inputs
-    always = {"yes": True, "no": False, "auto": groups.from_name(config.group).n not in (1, 2, 4)}
+    always = {"yes": True, "no": False, "auto": group_of(config).n not in (1, 2, 4)}
     return _choose("adaptation.turn_inputs", choice, always)
 
 

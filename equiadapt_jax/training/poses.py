@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax import groups
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import Dataset
 from equiadapt_jax.data.turned import TurnedSource, drawn
 from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.priors import Identity
-from equiadapt_jax.training.build import BASELINES
+from equiadapt_jax.training.build import BASELINES, group_of
 from equiadapt_jax.training.config import Augmentation, Config
 from equiadapt_jax.training.digests import seal, unseal
 from equiadapt_jax.training.objective import Objective, augment, turn
@@ -31,7 +30,7 @@ def open_split(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
     data, source = config.data, dataset.source(split)
     if not data.poses:
         return {"source": source, "size": data.size, "how": data.fit}
-    group = groups.from_name(config.group)
+    group = group_of(config)
     if len(data.poses) != group.order:
         raise ValueError(
             f"config.data.poses has {len(data.poses)} probabilities and {group} {group.order} "

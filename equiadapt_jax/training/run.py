@@ -31,6 +31,7 @@ from equiadapt_jax.training.build import (
     build_model,
     build_prior,
     check_training,
+    group_of,
     resolve,
     trains_nothing,
     turns_inputs,
@@ -134,7 +135,9 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"config.{name} is {count}: it must be at least 1.")
-    groups.from_name(config.evaluation_group or config.group)
+    groups.finite(
+        groups.from_name(config.evaluation_group or config.group), "config.evaluation_group"
+    )
     poses.estimates_prior(config)
     if config.pretrain.steps < 0:
         raise ValueError(f"config.pretrain.steps is {config.pretrain.steps}: give 0 or more.")
@@ -456,7 +459,7 @@ def _fine_tune(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
     params, state = model.init(key, jnp.zeros((1, *run.shape)), predictor=predictor)
     title, turned_by = f"fine-tuning {config.predictor.name}", None
     if settings.mode == "augmentation":
-        turned_by = groups.from_name(config.group)
+        turned_by = group_of(config)
         title += f" on images turned by {turned_by}"
     return _fit(
         run, workdir, title, fingerprint=fingerprint, params=params, state=state,
@@ -472,7 +475,7 @@ def _fine_tune(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
 def _validation_of_baseline(run: _Run):
     """By upright accuracy, or where images are turned in training by group accuracy."""
     config, model = run.config, run.model
-    turns = GroupTurns(groups.from_name(config.group), model.pad, model.fill)
+    turns = GroupTurns(group_of(config), model.pad, model.fill)
     evaluate = make_evaluator(vanilla_prediction(model), turns)
     best_by = "accuracy" if config.adaptation.mode == "vanilla" else "group_accuracy"
 
