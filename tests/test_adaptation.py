@@ -572,5 +572,7 @@ def test_a_predictor_given_without_its_state_is_refused():
 
 def test_a_continuous_group_is_refused_with_a_finite_one_to_take():
     scorer = predictor = ea.from_function(lambda params, x: x.mean((1, 2)))
-    with pytest.raises(ValueError, match=r"adapt needs a finite group, and o2 .*: take one such as"):
+    with pytest.raises(
+        ValueError, match=r"adapt needs a finite group, and o2 .*: take one such as"
+    ):
         ea.adapt(ea.groups.O(2), scorer, predictor)
