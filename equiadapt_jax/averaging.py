@@ -16,8 +16,8 @@ softens the first; the second is gone where k is the order of the group. There a
 Poses are added up from the best to the worst, so an input that is turned by an exact element, whose
 scores are the same numbers in other places, gives the same bits, unless scores tie; also where
 poses are drawn, which are ranks among the scores, and the key is the same. Outputs that the group
-acts on are each carried back to the pose of the input before they are added (`carry`). Pure
-functions; no networks, no state.
+acts on are each carried back to the pose of the input before they are added (`carry`), the same
+bits for groups that do not interpolate. Pure functions; no networks, no state.
 """
 
 from collections.abc import Callable

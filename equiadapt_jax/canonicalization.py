@@ -249,7 +249,7 @@ def _unit(vector, instead):
     # Greater and smaller entry: which is x and which y must not change the last bits.
     large = jnp.maximum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
     small = jnp.minimum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
-    long_enough = large > 1e-6
+    long_enough = ~(large <= 1e-6)  # what is not a number stays so, and is seen
     large = jnp.where(long_enough, large, 1)
     ratio = jnp.where(long_enough, small / large, 0)
     length = (large * jnp.sqrt(1 + ratio * ratio))[..., None]
@@ -307,8 +307,10 @@ def refine(group: Group, scores: jax.Array) -> jax.Array:
         for k in (-1, 0, 1)
     )
     curvature = (below + above) - 2 * here
-    flat = curvature > -jnp.finfo(scores.dtype).tiny
-    offset = jnp.where(flat, 0, (below - above) / jnp.where(flat, -1, 2 * curvature))
+    # No parabola goes through scores that are equal, or −∞.
+    flat = ~(jnp.isfinite(curvature) & (curvature <= -jnp.finfo(scores.dtype).tiny))
+    slope = jnp.where(flat, 0, below - above)
+    offset = slope / jnp.where(flat, -1, 2 * curvature)
     # The nearest exact turn, and what is left: the same for all exact turns, negated for mirrors.
     span = n // exact_turns
     first = steps % span

@@ -132,7 +132,8 @@ class VonMises:
     is exp(κ cos(θ − angle)) (Mardia and Jupp 2000, Directional Statistics, section 3.5.4).
 
     Attributes:
-      kappa: κ, the concentration, at least 0 (uniform); its width is 1/√κ radians where κ is large.
+      kappa: κ, the concentration, at least 0 (uniform); where it is large, and without a mirror,
+        the width is 1/√κ radians.
       angle: the most probable angle, in radians counter-clockwise.
       mirror: for O(2), how much of E[M] is mirrored, in [0, 1]; photographs, which are often their
         own mirror image, ask for 0.5: then both sides are alike and only what is up counts.

@@ -306,3 +306,14 @@ def test_modes_are_elements_of_the_group():
 def test_impossible_priors_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_what_is_not_a_number_is_not_taken_for_upright():
+    assert np.isnan(canonicalization.frame(SO(2), jnp.full((1, 2), jnp.nan))).all()
+
+
+def test_poses_beside_impossible_ones_are_not_refined():
+    scores = jnp.array([0.0, -jnp.inf, -jnp.inf, -jnp.inf])
+    np.testing.assert_array_equal(canonicalization.refine(Cyclic(4), scores), np.eye(2))
+    gradient = jax.grad(lambda s: canonicalization.refine(Cyclic(4), s).sum())(scores)
+    assert np.isfinite(gradient).all()

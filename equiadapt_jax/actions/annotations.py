@@ -11,6 +11,8 @@ Elements have the leading shape of the annotations, one for each image, or are s
 (`turned_size`), and groups that turn by other angles refuse such images.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ def act_on_masks(group: Group | MatrixGroup, g, masks: jax.Array, *, fill=0) -> 
         nearest = masks[..., jnp.clip(i, 0, height - 1), jnp.clip(j, 0, width - 1)]
         return jnp.where(inside, nearest, jnp.asarray(fill, masks.dtype))
 
-    each = masks.reshape(len(places), -1, height, width)
+    each = masks.reshape(len(places), math.prod(masks.shape[len(batch) : -2]), height, width)
     return jax.vmap(sample)(places, each).reshape(masks.shape)
 
 
@@ -127,7 +129,7 @@ def _turn(group, g, points, size, *, edges):
 
 def _size(group, g, size):
     """The sizes as int32 `(2,)` or `(..., 2)`; traced ones are taken as they are."""
-    size = size if isinstance(size, jax.Array) else np.asarray(size, np.int32)
+    size = size if isinstance(size, jax.core.Tracer) else np.asarray(size, np.int32)
     if size.shape not in ((2,), (*batch_shape(group, g), 2)):
         raise ValueError(
             f"size has shape {size.shape}: give (H, W), or one for each element of shape "
