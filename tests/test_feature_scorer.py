@@ -73,10 +73,11 @@ def test_low_precision_features_are_read_in_float32():
     assert read.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("maps", [[], [noise(2, 4, 3)]])
-def test_what_is_no_map_is_refused(maps):
+def test_what_is_no_map_is_refused():
     with pytest.raises(ValueError, match=r"reads maps \(N, H, W, C\) and logits \(N, K\), got"):
-        FeatureScorer(Cyclic(4)).read(maps, noise(2, 3))
+        FeatureScorer(Cyclic(4)).read([noise(2, 4, 3)], noise(2, 3))
+    with pytest.raises(ValueError, match="reads feature maps, and the predictor tells none: let"):
+        FeatureScorer(Cyclic(4)).read([], noise(2, 3))
 
 
 def test_features_of_another_group_are_refused():

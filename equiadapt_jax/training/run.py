@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax import alignment, groups
+from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import (
     Dataset,
@@ -167,7 +169,11 @@ def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None
         (logits, canonical), _ = model.apply(params, state, images, key=key)
         return logits, build_prior(config.prior, model.group).loss(model.group, canonical.scores)
 
-    jax.eval_shape(everything, jax.random.key(0), jnp.zeros((1, *shape)))
+    images = jnp.zeros((1, *shape))
+    for name in filter(None, (config.group, config.evaluation_group)):  # which evaluation turns by
+        turn = functools.partial(image_actions.act, groups.from_name(name), 0)
+        jax.eval_shape(turn, images)
+    jax.eval_shape(everything, jax.random.key(0), images)
 
 
 def _pretrain(run: "_Run", workdir: Path):
