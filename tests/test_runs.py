@@ -190,7 +190,9 @@ def test_an_evaluation_averages_otherwise_on_request(finished, tiny, tmp_path):
             for b in batches
         ]
         assert metrics["adapted/accuracy"] == pytest.approx(np.mean(np.concatenate(right)))
-    with pytest.raises(ValueError, match=r"averaging is 'top9': choose .* k from 1 to 4, the order of cyclic4"):
+    with pytest.raises(
+        ValueError, match=r"averaging is 'top9': choose .* k from 1 to 4, the order of cyclic4"
+    ):
         runs.evaluate(finished, averaging="top9")
     run.train(tiny(mode="vanilla"), tmp_path / "vanilla")
     with pytest.raises(ValueError, match=r"'top2' averages over poses, .* has none, by its mode"):
