@@ -33,24 +33,25 @@ def config_flag(default: Path) -> Any:
 def settings_of(flag: Any) -> dict[str, Any]:
     """The settings of the flag --config, as `flags.FLAGS["config"]` has it.
 
-    Where --config.scorer.name or --config.predictor.name chooses another network than the file
+    Where --config.canonicalizer or --config.predictor.name chooses another network than the file
     does, those of the file's options that it has not are left out; options given as flags stay.
     """
     from ml_collections import config_flags
 
     from equiadapt_jax.training.build import fitting_options
+    from equiadapt_jax.training.config import NAMED_BY, network_name
 
     values, given = flag.value.to_dict(), config_flags.get_override_values(flag)
-    for role in ("scorer", "predictor"):
-        if f"{role}.name" not in given:
+    for role, setting in NAMED_BY.items():
+        if setting not in given:
             continue
-        settings = values[role]
-        before = flag.parser.parse(config_flags.get_config_filename(flag))[role]
-        if settings["name"] == before["name"]:
+        settings, name = values[role], network_name(flag.value, role)
+        before = flag.parser.parse(config_flags.get_config_filename(flag))
+        if name == network_name(before, role):
             continue
         prefix = f"{role}.options."
         asked = {name.removeprefix(prefix) for name in given if name.startswith(prefix)}
-        kept = fitting_options(role, settings["name"], settings["options"])
+        kept = fitting_options(role, name, settings["options"])
         kept |= {name: value for name, value in settings["options"].items() if name in asked}
         settings["options"] = kept
     return values

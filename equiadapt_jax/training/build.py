@@ -15,7 +15,7 @@ from equiadapt_jax import energies, groups, networks, predictors, priors
 from equiadapt_jax.adaptation import Adapted, adapt
 from equiadapt_jax.interface import from_function, from_linen
 from equiadapt_jax.orbit_scoring import REFERENCES, orbit_scorer
-from equiadapt_jax.training.config import Config, Prior, Scorer
+from equiadapt_jax.training.config import NAMED_BY, Config, Prior, Scorer, network_name
 
 # Networks that see every pose as an image of its own; and energies, which have no network.
 _ENERGIES = {
@@ -90,22 +90,22 @@ def group_of(config: Config) -> groups.Group:
 
 def _scorer(config, group, dtype):
     """(scorer, the features that it reads or None), as `adapt` takes them."""
-    settings, adaptation = config.scorer, config.adaptation
-    cls = _network("scorer", settings.name)
+    settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
+    cls = _network("scorer", name)
     _check_scorer(config)
-    if settings.name in energies.NAMED:
+    if name in energies.NAMED:
         return energies.Energy(cls, settings.margin), None
     pad = adaptation.pad if config.mask == "none" else "constant"  # beyond the disk all is `fill`
     sampling = {"pad": pad, "fill": adaptation.fill}
-    if settings.name in _ENERGIES:
+    if name in _ENERGIES:
         width = settings.embedding if settings.reference != "none" else 1
-        options = settings.options or _SMALL.get(settings.name, {})
+        options = settings.options or _SMALL.get(name, {})
         network = from_linen(_make("scorer", cls, (width,), options, dtype=dtype))
         return orbit_scorer(
             group, network, reference=settings.reference,
             interpolation=adaptation.interpolation, **sampling,
         ), None  # fmt: skip
-    if settings.name == "features":
+    if name == "features":
         scorer = _make("scorer", cls, (group,), settings.options, dtype=dtype)
         return from_linen(scorer), scorer.read
     return from_linen(
@@ -114,9 +114,9 @@ def _scorer(config, group, dtype):
 
 
 def _check_scorer(config):
-    """Refuse settings that say something of another scorer than the one named."""
-    settings, adaptation = config.scorer, config.adaptation
-    name, free = settings.name, settings.name in energies.NAMED
+    """Refuse settings that say something of another canonicalizer than the one named."""
+    settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
+    free = name in energies.NAMED
     _choose("scorer.reference", settings.reference, REFERENCES)
     if settings.embedding < 1:
         raise ValueError(f"config.scorer.embedding is {settings.embedding}: give 1 or more.")
@@ -127,21 +127,22 @@ def _check_scorer(config):
         )
     if free and adaptation.mode in ("frozen", "prior"):
         raise ValueError(
-            f"config.scorer.name={name} has nothing to train where the predictor is kept "
+            f"config.canonicalizer={name} has nothing to train where the predictor is kept "
             f"(config.adaptation.mode={adaptation.mode}): evaluate without a run, by "
             f"eval.py --predictor=… --data=… --adapt={name}."
         )
     if settings.margin and not free:
         raise ValueError(
-            f"config.scorer.margin is {settings.margin}, and the scorer {name} is trained: only "
-            f"{', '.join(energies.NAMED)} have a margin."
+            f"config.scorer.margin is {settings.margin}, and the canonicalizer {name} is "
+            f"trained: only {', '.join(energies.NAMED)} have a margin."
         )
     for term in ("contrastive_weight", "artefact_weight"):
         embeds = name in _ENERGIES and settings.reference != "none"
         if getattr(adaptation, term) and not embeds:
             raise ValueError(
                 f"config.adaptation.{term} needs embeddings of the poses: choose "
-                f"config.scorer.name of {', '.join(_ENERGIES)}, with a reference learned or fixed."
+                f"config.canonicalizer of {', '.join(_ENERGIES)}, with a reference learned or "
+                "fixed."
             )
 
 
@@ -150,16 +151,15 @@ def check_training(config: Config) -> None:
 
     A run that is there is evaluated all the same, with another averaging too.
     """
-    settings, adaptation = config.scorer, config.adaptation
-    name = settings.name
+    settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
     if adaptation.mode in BASELINES:
         return
     for setting in ("reference", "embedding"):
         value, default = getattr(settings, setting), getattr(Scorer(), setting)
         if value != default and name not in _ENERGIES:
             raise ValueError(
-                f"config.scorer.{setting} is {value!r}, and the scorer {name} has none: only "
-                f"{', '.join(_ENERGIES)} have one."
+                f"config.scorer.{setting} is {value!r}, and the canonicalizer {name} has none: "
+                f"only {', '.join(_ENERGIES)} have one."
             )
     for term in ("contrastive_weight", "artefact_weight"):
         if getattr(adaptation, term) < 0:
@@ -193,14 +193,14 @@ def _check_free(config):
     for setting, given in useless.items():
         if given:
             raise ValueError(
-                f"config.{setting} is for scorers that are trained, and config.scorer.name="
-                f"{config.scorer.name} is not: leave it out."
+                f"config.{setting} is for scorers that are trained, and config.canonicalizer="
+                f"{config.canonicalizer} is not: leave it out."
             )
 
 
 def trains_nothing(config: Config) -> bool:
     """Whether the scorer has no parameters, so that no loss of the scores has any effect."""
-    return config.scorer.name in energies.NAMED and config.adaptation.mode not in BASELINES
+    return config.canonicalizer in energies.NAMED and config.adaptation.mode not in BASELINES
 
 
 def fitting_options(role: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def with_averaging(config: Config, averaging: str) -> Config:
 
 def _seen(config, group):
     """How many poses the predictor sees, a divisor of those it sees in training."""
-    reads = config.scorer.name == "features" or config.scorer.name in energies.NAMED
+    reads = config.canonicalizer in ("features", *energies.NAMED)
     how = _averaging(config.averaging, group)
     seen = group.order if reads or how["poses"] is None else how["poses"]
     if config.adaptation.method == "predictions":  # all of them in training
@@ -266,12 +266,12 @@ def resolve(config: Config) -> Config:
     first = {"scorer": group_of(config), "predictor": None}
     resolved = {}
     for role, argument in first.items():
-        settings = getattr(config, role)
-        cls = _network(role, settings.name)
-        if settings.name in energies.NAMED:  # no network: options are another scorer's
+        settings, name = getattr(config, role), network_name(config, role)
+        cls = _network(role, name)
+        if name in energies.NAMED:  # no network: options are another scorer's
             resolved[role] = dataclasses.replace(settings, options={})
             continue
-        options = settings.options or _SMALL.get(settings.name, {})
+        options = settings.options or _SMALL.get(name, {})
         network = _make(role, cls, (argument,), options)
         resolved[role] = dataclasses.replace(settings, options=options_of(network))
     return dataclasses.replace(config, **resolved)
@@ -313,7 +313,7 @@ def _choose(field, name, choices):
 
 
 def _network(role, name):
-    return _choose(f"{role}.name", name, {"scorer": _SCORERS, "predictor": _PREDICTORS}[role])
+    return _choose(NAMED_BY[role], name, {"scorer": _SCORERS, "predictor": _PREDICTORS}[role])
 
 
 def default_options(role: str, name: str) -> dict[str, Any]:

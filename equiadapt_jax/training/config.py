@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,14 +48,8 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """The network that scores poses."""
+    """The network of the canonicalizer, which scores poses."""
 
-    name: str = _setting(
-        "group_conv",
-        "group_conv; features (of the predictor in every pose; slower, better); energy (a plain "
-        "network sees every pose), energy_resnet, energy_vit; or without any training of its own "
-        "what the predictor gives for every pose: confidence, entropy, logit_energy, feature_norm",
-    )
     options: Mapping[str, Any] = _setting({}, "fields of the network")
     reference: str = _setting(
         "learned",
@@ -127,10 +122,10 @@ class Adaptation:
     )
     temperature: float = _setting(1.0, "of the weights")
     contrastive_weight: float = _setting(
-        0.0, "scorer energy: of the term that keeps embeddings of one image's poses apart"
+        0.0, "canonicalizer energy: of the term that keeps embeddings of one image's poses apart"
     )
     artefact_weight: float = _setting(
-        0.0, "scorer energy: of the term that makes embeddings blind to interpolation"
+        0.0, "canonicalizer energy: of the term that makes embeddings blind to interpolation"
     )
     temperature_end: float = _setting(0.0, "to which it goes until the last step; 0 keeps it")
     temperature_decay: str = _setting("cosine", "how: cosine or exponential")
@@ -154,7 +149,9 @@ class Adaptation:
         "linear", "how inputs are turned back where pixels fall between others: linear or cubic"
     )
     variants: int = _setting(
-        1, "scorer features, predictor kept: versions of each image, augmented, made beforehand"
+        1,
+        "canonicalizer features, predictor kept: versions of each image, augmented, made "
+        "beforehand",
     )
     cache_gigabytes: float = _setting(
         8.0, "their size up to which they are kept in memory; beyond it none are made beforehand"
@@ -203,6 +200,13 @@ class Config:
     name: str = _setting("digits_vit", "first part of the run's directory")
     seed: int = _setting(0, "of initialisation, order of images and augmentation, in both stages")
     group: str = _setting("cyclic4", "cyclic<n> or dihedral<n>")
+    canonicalizer: str = _setting(
+        "group_conv",
+        "what finds the pose: group_conv; features (of the predictor in every pose; slower, "
+        "better); energy (a plain network sees every pose), energy_resnet, energy_vit; or without "
+        "any training of its own what the predictor gives for every pose: confidence, entropy, "
+        "logit_energy, feature_norm",
+    )
     averaging: str = _setting(
         "single",
         "single (the best pose), top<k> (the k best, weighted by their scores), weighted (all), "
@@ -230,6 +234,15 @@ class Config:
     prior: Prior = dataclasses.field(default_factory=Prior)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     logging: Logging = dataclasses.field(default_factory=Logging)
+
+
+# The setting that says which network has a role.
+NAMED_BY = {"scorer": "canonicalizer", "predictor": "predictor.name"}
+
+
+def network_name(config: Any, role: str) -> str:
+    """Which network the settings name as `scorer` or `predictor`."""
+    return operator.attrgetter(NAMED_BY[role])(config)
 
 
 def chosen(name: str, variants: Mapping[str, Any], variant: str) -> Any:

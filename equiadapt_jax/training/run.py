@@ -347,8 +347,8 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
         rates["predictor"] = settings.predictor_learning_rate
     if trains_nothing(config) and settings.prior_weight:
         print(
-            f"The scorer {config.scorer.name} has nothing to train: the prior's loss is logged, "
-            "and config.adaptation.prior_weight has no effect."
+            f"The canonicalizer {config.canonicalizer} has nothing to train: the prior's loss is "
+            "logged, and config.adaptation.prior_weight has no effect."
         )
     made = 0.0
     if _keeps_features(run, params, state):
