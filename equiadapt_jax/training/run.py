@@ -360,21 +360,30 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
         made = time.monotonic() - began
     else:
         how = {
-            "objective": objective.adaptation(
-                model, build_prior(config.prior, model.group),
-                prior_weight=settings.prior_weight, augmentation=config.augmentation,
-                turn_inputs=turns_inputs(config), labels=settings.mode != "prior",
-                contrastive_weight=settings.contrastive_weight,
-                artefact_weight=settings.artefact_weight,
-                **_weighing(config),
-            ),
+            "objective": _objective(config, model),
             "batches": _training(run, settings.batch_size),
             "validate": _validation_over_orbits(run),
-        }  # fmt: skip
+        }
     return made + _fit(
         run, workdir, f"adapting to {model.group}", fingerprint=fingerprint, params=params,
         state=state, learning_rates=rates, steps=settings.steps, key=jax.random.fold_in(key, 2),
         **how,
+    )  # fmt: skip
+
+
+def _objective(config: Config, model: Adapted, *, kept: bool = False) -> objective.Objective:
+    """What adaptation minimises: of images, or of the features that are `kept` of them."""
+    settings, prior = config.adaptation, build_prior(config.prior, model.group)
+    shared = {
+        "prior_weight": settings.prior_weight, "labels": settings.mode != "prior",
+        **_weighing(config),
+    }  # fmt: skip
+    if kept:
+        return objective.adaptation_from_features(model, prior, **shared)
+    return objective.adaptation(
+        model, prior, augmentation=config.augmentation, turn_inputs=turns_inputs(config),
+        contrastive_weight=settings.contrastive_weight, artefact_weight=settings.artefact_weight,
+        **shared,
     )  # fmt: skip
 
 
@@ -450,9 +459,7 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
         return {**found, "best_by": accuracy if all_right else pose}
 
     return {
-        "objective": objective.adaptation_from_features(
-            model, prior, prior_weight=settings.prior_weight, labels=labels, **_weighing(config)
-        ),
+        "objective": _objective(config, model, kept=True),
         "batches": array_batches(train, batch_size=settings.batch_size, seed=config.seed),
         "validate": validation,
     }
