@@ -35,15 +35,16 @@ def settings_of(flag: Any) -> dict[str, Any]:
 
     Where --config.scorer.name or --config.predictor.name chooses another network than the file
     does, those of the file's options that it has not are left out; options given as flags stay.
+    Where --config.group alone does, from a finite group to so2 or o2, the scorer is steerable.
     """
     from ml_collections import config_flags
 
-    from equiadapt_jax.training.build import fitting_options
+    from equiadapt_jax.training.build import fitting_options, scorer_for
 
     values, given = flag.value.to_dict(), config_flags.get_override_values(flag)
+    if "group" in given and not {"scorer.name", "scorer.refine"} & set(given):
+        values["scorer"]["name"] = scorer_for(values["group"], values["scorer"])
     for role in ("scorer", "predictor"):
-        if f"{role}.name" not in given:
-            continue
         settings = values[role]
         before = flag.parser.parse(config_flags.get_config_filename(flag))[role]
         if settings["name"] == before["name"]:
