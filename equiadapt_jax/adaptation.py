@@ -2,7 +2,9 @@
 
 `adapt` puts a scorer before a predictor, both given as a `Network`: image → scores → pose →
 canonical input → the predictor's own preprocessing → prediction → carried back to the pose of the
-image. A scorer may also read what the predictor makes of every pose.
+image. A scorer may also read what the predictor makes of every pose. For SO(2) and O(2) it gives
+vectors that turn with the image, or scores over a finite group between whose elements the angle is
+refined; poses are then matrices, through which gradients pass as they are.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 from equiadapt_jax import averaging, canonicalization, energies, outputs
 from equiadapt_jax.actions import squares
 from equiadapt_jax.canonicalization import Canonical
-from equiadapt_jax.groups import Group, finite
+from equiadapt_jax.groups import Group, MatrixGroup, finite
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
 
 __all__ = ["Adapted", "Network", "adapt", "from_function", "from_linen", "from_nnx"]
@@ -32,7 +34,7 @@ class Adapted:
     `params` and `state` are `{"scorer": …, "predictor": …}`.
     """
 
-    group: Group
+    group: Group | MatrixGroup
     scorer: Network
     predictor: Network
     preprocess: Callable[[jax.Array], jax.Array] | None
@@ -48,6 +50,7 @@ class Adapted:
     chunk: int | None = None
     weighting: str = "scores"
     mask: str | None = None
+    refine: Group | None = None
 
     def init(
         self,
@@ -110,7 +113,10 @@ class Adapted:
         train: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict]:
-        """Scores `(B, |G|)` of what the scorer sees: images, or features of `orbit_features`."""
+        """Scores `(B, |G|)` of what the scorer sees: images, or features of `orbit_features`.
+
+        For SO(2) and O(2) vectors, or scores over the group that is refined.
+        """
         scores, scorer_state = self.scorer.apply(
             params["scorer"], state["scorer"], seen, train=train, key=key if train else None
         )
@@ -287,6 +293,8 @@ class Adapted:
     def _canonicalize(self, params, state, images, seen, train, key) -> tuple[Canonical, dict]:
         dropout, noise = _two(key if train else None)
         scores, state = self.score(params, state, seen, train=train, key=dropout)
+        if isinstance(self.group, MatrixGroup):
+            return self._at_any_angle(scores, images), state
         mixes = train and self.method == "predictions"
         hard = mixes or not train
         canonical = canonicalization.from_scores(
@@ -303,6 +311,11 @@ class Adapted:
             canonical = canonical._replace(weights=soft)
         return canonical, state
 
+    def _at_any_angle(self, scores, images) -> Canonical:
+        if self.refine is None:
+            return canonicalization.from_vectors(self.group, scores, images, **self._sampling)
+        return canonicalization.from_refined(self.refine, scores, images, **self._sampling)
+
 
 def _two(key):
     """Two keys from one, or for each input from its own."""
@@ -315,7 +328,7 @@ def _two(key):
 
 
 def adapt(
-    group: Group,
+    group: Group | MatrixGroup,
     scorer: Network | energies.Energy,
     predictor: Network,
     *,
@@ -332,6 +345,7 @@ def adapt(
     chunk: int | None = None,
     weighting: str = "scores",
     mask: str | None = None,
+    refine: Group | None = None,
 ) -> Adapted:
     """Put a canonicalizer before a predictor: f(x) = ρ(h(x))·p(h(x)⁻¹·x).
 
@@ -342,7 +356,8 @@ def adapt(
     Args:
       group: with whose elements the prediction shall turn, or on which it shall not depend.
       scorer: images `(B, S, S, C)` in [0, 1] to scores `(B, |G|)`; or an `energies.Energy` of the
-        predictor's outputs, which needs no training and brings its own `features`.
+        predictor's outputs, which needs no training and brings its own `features`. For SO(2) to
+        vectors `(B, 1, 2)`, for O(2) `(B, 2, 2)`, such as `networks.SteerableNet` gives.
       predictor: preprocessed canonical images to predictions.
       preprocess: the predictor's own preprocessing, applied after canonicalization.
       output: ρ, how the group acts on predictions. "trivial", not at all, gives an invariant model.
@@ -372,13 +387,15 @@ def adapt(
       mask: "disk" makes all that lies outside the inscribed disk `fill`, for scorer and predictor
         alike, see `actions.squares.disk`: then nothing depends on corners, which a turn takes out
         of the image or must invent. `predict`, the predictor alone, still sees whole images.
+      refine: for SO(2) a group C_n, for O(2) D_n, whose elements the scorer scores, `(B, |G|)`; the
+        pose is refined between them, see `canonicalization.refine`. None: the scorer gives vectors.
 
     Raises:
       ValueError: an output, method or weighting that does not exist, poses out of range, features
-        of a predictor that tells none, "predictions" with a predictor that is trained.
+        of a predictor that tells none, "predictions" with a predictor that is trained; for SO(2)
+        and O(2) what needs the elements counted: features, energies, weights, several poses.
       TypeError: a scorer or predictor that is not a `Network`.
     """
-    group = finite(group, "adapt")
     outputs.check(group, output)
     if mask not in MASKS:
         raise ValueError(f"Unknown mask {mask!r}: choose 'disk', or None for whole images.")
@@ -390,15 +407,22 @@ def adapt(
         )
     if weighting not in averaging.WEIGHTINGS:
         raise ValueError(f"Unknown weighting {weighting!r}: choose one of {averaging.WEIGHTINGS}.")
-    if poses is not None and not 1 <= poses <= group.order:
-        raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
     reads = features is not None or isinstance(scorer, energies.Energy)
-    seen = group.order if reads or poses is None else poses
-    if method == "predictions":  # all of them in training; the best one alone needs no chunk
-        alone = seen == 1 and weighting != "sampled"
-        seen = group.order if alone else math.gcd(seen, group.order)
-    if chunk is not None and not (chunk >= 1 and seen % chunk == 0):
-        raise ValueError(f"chunk={chunk} does not divide the {seen} poses: choose a divisor.")
+    if isinstance(group, MatrixGroup):
+        needs_counting = {
+            "A scorer that reads what the predictor makes of every pose": reads,
+            f"method={method!r}, of weights over poses,": method != "straight_through",
+            f"temperature={temperature}, of weights over poses,": temperature != 1,
+            f"poses={poses}, an average,": poses != 1,
+            f"weighting={weighting!r}, of poses,": weighting != "scores",
+            f"chunk={chunk}, of poses,": chunk is not None,
+        }
+        for what, given in needs_counting.items():
+            if given:
+                finite(group, what)
+    else:
+        _check_poses(group, reads, method, poses, weighting, chunk)
+    _check_refine(group, refine)
     if isinstance(scorer, energies.Energy):
         if features is not None:
             raise ValueError("An Energy reads what it needs itself: leave `features` out.")
@@ -432,4 +456,33 @@ def adapt(
         chunk=chunk,
         weighting=weighting,
         mask=mask,
+        refine=refine,
     )
+
+
+def _check_poses(group, reads, method, poses, weighting, chunk):
+    """Refuse more poses than there are, and a chunk that does not divide those that are seen."""
+    if poses is not None and not 1 <= poses <= group.order:
+        raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
+    seen = group.order if reads or poses is None else poses
+    if method == "predictions":  # all of them in training; the best one alone needs no chunk
+        alone = seen == 1 and weighting != "sampled"
+        seen = group.order if alone else math.gcd(seen, group.order)
+    if chunk is not None and not (chunk >= 1 and seen % chunk == 0):
+        raise ValueError(f"chunk={chunk} does not divide the {seen} poses: choose a divisor.")
+
+
+def _check_refine(group, refine):
+    """Refuse a group between whose elements there are no poses of the other."""
+    if refine is None:
+        return
+    if not isinstance(group, MatrixGroup):
+        raise ValueError(
+            f"refine={refine} finds poses between elements, and {group} has none there: take SO(2) "
+            "or O(2), or leave it out."
+        )
+    if refine != group.subgroup(getattr(refine, "n", 1)) or refine.n < 3:
+        raise ValueError(
+            f"refine={refine} is no group to refine poses of {group} between: take one such as "
+            f"{group.subgroup(16)}, of 3 rotations or more."
+        )

@@ -19,6 +19,7 @@ from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import SO, Cyclic, Dihedral, Group, MatrixGroup, O, finite
 
 METHODS = ("straight_through", "gumbel", "soft")
+SHORT = 1e-6  # vectors without a longer entry span no frame
 
 
 class Canonical(NamedTuple):
@@ -208,19 +209,20 @@ def frame(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
     return jnp.stack([right, -up], -1)
 
 
-def expected_frame(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
-    """The mean of both mirrored frames, `(..., 2, 2)`, weighted by how clear their choice is.
+def mirror_log_odds(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
+    """Log-odds that the pose has no mirror, `(...)`: positive where `frame` has none.
 
-    With t the cosine between the second vector and the right of the unmirrored frame, the frame has
-    probability (1 + |t|) / 2 and its mirror image the rest: differentiable in both vectors, equal
-    to `frame` where they are perpendicular, and for SO(2) everywhere. Arguments as for `frame`.
+    The length of the second vector along the right of the unmirrored frame, as it is: so the
+    derivative does not vanish where the second vector points the other way, as that of an angle
+    would. Arguments as for `frame`, of O(2) alone.
     """
-    up, right, clear = _up_and_right(group, vectors)
-    return jnp.stack([clear[..., None] * right, -up], -1)
+    if not isinstance(group, O):
+        raise ValueError(f"{group} has no mirrors: their odds are those of O(2).")
+    return _up_and_right(group, vectors)[2]
 
 
 def _up_and_right(group, vectors):
-    """Unit vectors `(..., 2)` that span the frame, and |t| of `expected_frame`."""
+    """Unit vectors `(..., 2)` that span the frame, and the log-odds against a mirror or None."""
     if not isinstance(group, MatrixGroup):
         raise ValueError(
             f"A frame is a pose of SO(2) or O(2), and the group is {group}: use select_pose for "
@@ -236,20 +238,21 @@ def _up_and_right(group, vectors):
     up, known = _unit(vectors[..., 0, :], (0.0, -1.0))
     right = jnp.stack([-up[..., 1], up[..., 0]], -1)
     if rows == 1:
-        return up, right, jnp.ones_like(up[..., 0])
-    side, sided = _unit(vectors[..., 1, :], (1.0, 0.0))
-    cosine = side[..., 0] * right[..., 0] + side[..., 1] * right[..., 1]
-    cosine = jnp.where(known & sided, cosine, 1)
-    sign = jnp.where(cosine < 0, -1, 1).astype(up.dtype)
-    return up, sign[..., None] * right, sign * cosine
+        return up, right, None
+    side = vectors[..., 1, :]
+    known &= ~(jnp.abs(side).max(-1) <= SHORT)
+    along = side[..., 0] * right[..., 0] + side[..., 1] * right[..., 1]
+    along = jnp.where(known, along, 0)
+    sign = jnp.where(along < 0, -1, 1).astype(up.dtype)
+    return up, sign[..., None] * right, along
 
 
 def _unit(vector, instead):
-    """The vector at length one, or another where it is shorter than 1e-6; and which it was."""
+    """The vector at length one, or another where it is too short; and which it was."""
     # Greater and smaller entry: which is x and which y must not change the last bits.
     large = jnp.maximum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
     small = jnp.minimum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
-    long_enough = ~(large <= 1e-6)  # what is not a number stays so, and is seen
+    long_enough = ~(large <= SHORT)  # what is not a number stays so, and is seen
     large = jnp.where(long_enough, large, 1)
     ratio = jnp.where(long_enough, small / large, 0)
     length = (large * jnp.sqrt(1 + ratio * ratio))[..., None]

@@ -131,7 +131,7 @@ class _Orthogonal:
     """
 
     d: int
-    _finite: ClassVar[str]  # what to take where the elements must be counted
+    _circle: ClassVar[type]  # the kind of its finite subgroups
 
     def __post_init__(self):
         if self.d != 2 or isinstance(self.d, bool):
@@ -144,6 +144,10 @@ class _Orthogonal:
     def order(self) -> None:
         """None: there are infinitely many elements."""
         return None
+
+    def subgroup(self, n: int) -> "Group":
+        """C_n in SO(2), D_n in O(2); that of n = 4 moves pixels onto pixels."""
+        return self._circle(n)
 
     def elements(self) -> jax.Array:
         """Raises ValueError: infinitely many elements cannot be listed."""
@@ -226,7 +230,7 @@ class _Orthogonal:
 class SO(_Orthogonal):
     """All rotations of the plane, SO(2)."""
 
-    _finite = "Cyclic(16)"
+    _circle = Cyclic
 
     def random(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         """Uniformly distributed elements, float32 `(*shape, 2, 2)`."""
@@ -242,7 +246,7 @@ class SO(_Orthogonal):
 class O(_Orthogonal):  # noqa: E742, the group's name
     """All rotations of the plane, and each of them after a left-right mirror: O(2)."""
 
-    _finite = "Dihedral(16)"
+    _circle = Dihedral
 
     def random(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         """Uniformly distributed elements, float32 `(*shape, 2, 2)`."""
@@ -275,7 +279,7 @@ def finite(group: Group | MatrixGroup, what: str) -> Group:
 def _not_finite(group, what):
     return (
         f"{what} needs a finite group, and {group} has infinitely many elements: take one such as "
-        f"{group._finite}."
+        f"{group._circle.__name__}(16)."
     )
 
 

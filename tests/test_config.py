@@ -95,7 +95,10 @@ def test_every_setting_is_explained_with_value_and_default():
     for cls, field in all_fields():
         assert f".{field.name}" in text, f"{cls.__name__}.{field.name}"
         assert " ".join(field.metadata["meaning"].split()) in joined
-    assert "--config.group=cyclic8 cyclic<n> or dihedral<n> (default cyclic4)" in joined
+    assert (
+        "--config.group=cyclic8 cyclic<n> or dihedral<n>, or of all angles so2 or o2 (default "
+        "cyclic4)"
+    ) in joined
     assert "--config.seed=0 of init" in joined  # no default beside a value that is it
     assert "pool=token, class_token=True" in joined
     assert max(map(len, text.splitlines())) <= 100

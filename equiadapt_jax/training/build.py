@@ -26,6 +26,7 @@ _ENERGIES = {
 _SCORERS = {
     "group_conv": networks.GroupConvNet,
     "features": networks.FeatureScorer,
+    "steerable": networks.SteerableNet,
     **_ENERGIES,
     **energies.NAMED,
 }
@@ -80,12 +81,48 @@ def build_model(config: Config, classes: int) -> Adapted:
         chunk=_chunk(config, group),
         **_averaging(config.averaging, group),
         mask=mask,
+        refine=_refined(config),
     )
 
 
-def group_of(config: Config) -> groups.Group:
-    """The group of a run; ValueError for a name that stands for none, or for a continuous one."""
-    return groups.finite(groups.from_name(config.group), f"config.group={config.group}")
+def group_of(config: Config) -> groups.Group | groups.MatrixGroup:
+    """The group of a run; ValueError for a name that stands for none."""
+    return groups.from_name(config.group)
+
+
+def turning(group: groups.Group | groups.MatrixGroup) -> groups.Group:
+    """The finite group by whose elements images are turned to see what a model makes of them.
+
+    Itself, or for SO(2) and O(2) a subgroup of 16 elements.
+    """
+    if not isinstance(group, groups.MatrixGroup):
+        return group
+    return group.subgroup(8 if isinstance(group, groups.O) else 16)
+
+
+def evaluation_group(config: Config) -> groups.Group:
+    """That of the final figures; ValueError for a setting that is no finite group."""
+    if config.evaluation_group:
+        return groups.finite(groups.from_name(config.evaluation_group), "config.evaluation_group")
+    return turning(group_of(config))
+
+
+def _refined(config):
+    """The group whose scores are refined, or None."""
+    name, group = config.scorer.refine, group_of(config)
+    if not name:
+        return None
+    if not isinstance(group, groups.MatrixGroup):
+        raise ValueError(
+            f"config.scorer.refine={name} finds poses between elements, and {group} has none "
+            "there: leave it out, or choose config.group=so2 or o2."
+        )
+    return groups.finite(groups.from_name(name), "config.scorer.refine")
+
+
+def _scored(config):
+    """What the scorer gives poses of: the group, or that whose scores are refined."""
+    return _refined(config) or group_of(config)
 
 
 def _scorer(config, group, dtype):
@@ -95,6 +132,9 @@ def _scorer(config, group, dtype):
     _check_scorer(config)
     if name in energies.NAMED:
         return energies.Energy(cls, settings.margin), None
+    if name == "steerable":
+        return from_linen(_make("scorer", cls, (group,), settings.options, dtype=dtype)), None
+    group = _scored(config)
     pad = adaptation.pad if config.mask == "none" else "constant"  # beyond the disk all is `fill`
     sampling = {"pad": pad, "fill": adaptation.fill}
     if name in _ENERGIES:
@@ -120,6 +160,7 @@ def _check_scorer(config):
     _choose("scorer.reference", settings.reference, REFERENCES)
     if settings.embedding < 1:
         raise ValueError(f"config.scorer.embedding is {settings.embedding}: give 1 or more.")
+    _check_group(config)
     if adaptation.method == "predictions" and adaptation.mode == "joint":
         raise ValueError(
             "config.adaptation.method=predictions runs the predictor as in inference: choose "
@@ -146,6 +187,36 @@ def _check_scorer(config):
             )
 
 
+def _check_group(config):
+    """Refuse what needs the elements of a group counted where they are not, and the reverse."""
+    name, group = config.canonicalizer, group_of(config)
+    steers, refined = name == "steerable", _refined(config) is not None
+    if not isinstance(group, groups.MatrixGroup):
+        if steers:
+            raise ValueError(
+                "config.canonicalizer=steerable gives vectors, poses of so2 or o2, and the group "
+                f"is {group}: choose group_conv."
+            )
+        return
+    if steers == refined or name in ("features", *energies.NAMED):
+        raise ValueError(
+            f"config.group={group} takes config.canonicalizer=steerable, or group_conv, energy, "
+            "energy_resnet or energy_vit with config.scorer.refine, the group whose scores are "
+            f"refined, such as {group.subgroup(16)}; here are {name} and "
+            f"{config.scorer.refine or 'none'!r}."
+        )
+    adaptation = config.adaptation
+    counted = {
+        f"averaging={config.averaging}": config.averaging != "single",
+        f"chunk={config.chunk}": config.chunk != 0,
+        f"adaptation.method={adaptation.method}": adaptation.method != "straight_through",
+        f"adaptation.temperature={adaptation.temperature}": adaptation.temperature != 1,
+    }
+    for setting, given in counted.items():
+        if given:
+            groups.finite(group, f"config.{setting}, of weights over all poses,")
+
+
 def check_training(config: Config) -> None:
     """Refuse settings with which a run would not be trained as they say; ValueError.
 
@@ -154,6 +225,8 @@ def check_training(config: Config) -> None:
     settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
     if adaptation.mode in BASELINES:
         return
+    if isinstance(group_of(config), groups.MatrixGroup):
+        _check_any_angle(config)
     for setting in ("reference", "embedding"):
         value, default = getattr(settings, setting), getattr(Scorer(), setting)
         if value != default and name not in _ENERGIES:
@@ -180,6 +253,20 @@ def check_training(config: Config) -> None:
             )
     if name in energies.NAMED:
         _check_free(config)
+
+
+def _check_any_angle(config):
+    """Refuse what is trained with probabilities of all poses where there are none."""
+    settings, adaptation, group = config.prior, config.adaptation, group_of(config)
+    if adaptation.temperature_end:
+        groups.finite(group, "config.adaptation.temperature_end, of weights over all poses,")
+    if adaptation.confidence_penalty and config.canonicalizer == "steerable":
+        raise ValueError(
+            f"config.adaptation.confidence_penalty is {adaptation.confidence_penalty}, and vectors "
+            "have no probabilities to be sure of: leave it out, or choose config.scorer.refine."
+        )
+    if settings.kl_weight or settings.per_sample or settings.probabilities:
+        groups.finite(group, "config.prior.probabilities, kl_weight or per_sample")
 
 
 def _check_free(config):
@@ -209,8 +296,22 @@ def fitting_options(role: str, name: str, options: Mapping[str, Any]) -> dict[st
     return {option: value for option, value in options.items() if option in known}
 
 
+def canonicalizer_for(group: str, name: str, refine: str) -> str:
+    """The canonicalizer that is meant where a group is chosen and none: the one named, if it gives
+    poses of such a group.
+    """
+    any_angle = isinstance(groups.from_name(group), groups.MatrixGroup)
+    if any_angle and not refine:
+        return "steerable"
+    return "group_conv" if name == "steerable" and not any_angle else name
+
+
 def _averaging(averaging, group):
     """The poses and the weighting that the setting stands for, as `adapt` takes them."""
+    if isinstance(group, groups.MatrixGroup):
+        if averaging != "single":
+            groups.finite(group, f"config.averaging={averaging}")
+        return {}
     named = {"single": (1, "scores"), "weighted": (None, "scores"), "mean": (None, "equal")}
     kinds = {"top": "scores", "faded": "faded", "sampled": "sampled"}
     match = re.fullmatch(r"(top|faded|sampled)([1-9][0-9]*)", averaging)
@@ -248,6 +349,8 @@ def _seen(config, group):
 
 def _chunk(config, group):
     """How many poses share a pass; None for all."""
+    if isinstance(group, groups.MatrixGroup):
+        return None
     seen = _seen(config, group)
     if config.chunk < 0 or (config.chunk and seen % config.chunk):
         raise ValueError(
@@ -263,7 +366,7 @@ def _one_pose(params, images):
 
 def resolve(config: Config) -> Config:
     """The same settings with every option of the networks, so that they outlive its default."""
-    first = {"scorer": group_of(config), "predictor": None}
+    first = {"scorer": _scored(config), "predictor": None}
     resolved = {}
     for role, argument in first.items():
         settings, name = getattr(config, role), network_name(config, role)
@@ -282,11 +385,16 @@ def options_of(network: Any) -> dict[str, Any]:
     return {name: getattr(network, name) for name in _options(type(network))}
 
 
-def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | priors.Categorical:
-    """The prior of a run over the elements of a group.
+def build_prior(
+    settings: Prior, group: groups.Group | groups.MatrixGroup, refine: groups.Group | None = None
+):
+    """The prior of a run over the elements of a group, or over angles refined between some.
 
     One that is to be estimated is the identity until its probabilities are known.
     """
+    if isinstance(group, groups.MatrixGroup):
+        prior = _prior_of_angles(settings, group)
+        return prior if refine is None else priors.Refined(refine, prior)
     known = ("identity", "mirror", "categorical", "estimated")
     name = _choose("prior.name", settings.name, known)
     if name == "categorical" or (name == "estimated" and settings.probabilities):
@@ -298,10 +406,24 @@ def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | prior
     return priors.Identity()
 
 
+def _prior_of_angles(settings, group):
+    if settings.name in ("categorical", "estimated"):
+        groups.finite(group, f"config.prior.name={settings.name}")
+    name = _choose("prior.name", settings.name, ("identity", "mirror", "von_mises", "uniform"))
+    if name == "von_mises":
+        prior = priors.VonMises(settings.kappa, settings.angle, settings.mirror)
+        prior.check(group)
+        return prior
+    if name == "mirror" and isinstance(group, groups.O):
+        return priors.VonMises(1.0, mirror=0.5)
+    return priors.Uniform() if name == "uniform" else priors.Identity()
+
+
 def turns_inputs(config: Config) -> bool:
     """Whether training inputs are turned by any angle; always where the group interpolates."""
     choice = config.adaptation.turn_inputs
-    always = {"yes": True, "no": False, "auto": group_of(config).n not in (1, 2, 4)}
+    exact = getattr(group_of(config), "n", None) in (1, 2, 4)
+    always = {"yes": True, "no": False, "auto": not exact}
     return _choose("adaptation.turn_inputs", choice, always)
 
 

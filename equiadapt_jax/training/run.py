@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax import alignment, groups
+from equiadapt_jax import alignment
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import (
@@ -27,15 +27,18 @@ from equiadapt_jax.data.turned import RelabelledSource
 from equiadapt_jax.evaluation import GroupTurns, figures, make_evaluator
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.groups import Cyclic
+from equiadapt_jax.priors import modes_of
 from equiadapt_jax.training import cache, objective, poses
 from equiadapt_jax.training.build import (
     BASELINES,
     build_model,
     build_prior,
     check_training,
+    evaluation_group,
     group_of,
     resolve,
     trains_nothing,
+    turning,
     turns_inputs,
 )
 from equiadapt_jax.training.checkpoints import Checkpoints
@@ -137,9 +140,7 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"config.{name} is {count}: it must be at least 1.")
-    groups.finite(
-        groups.from_name(config.evaluation_group or config.group), "config.evaluation_group"
-    )
+    evaluation_group(config)
     poses.estimates_prior(config)
     if config.pretrain.steps < 0:
         raise ValueError(f"config.pretrain.steps is {config.pretrain.steps}: give 0 or more.")
@@ -167,12 +168,11 @@ def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None
         if config.adaptation.mode in BASELINES:
             return model.predict(params, state, images)
         (logits, canonical), _ = model.apply(params, state, images, key=key)
-        return logits, build_prior(config.prior, model.group).loss(model.group, canonical.scores)
+        return logits, _prior(config, model).loss(model.group, canonical.scores)
 
     images = jnp.zeros((1, *shape))
-    for name in filter(None, (config.group, config.evaluation_group)):  # which evaluation turns by
-        turn = functools.partial(image_actions.act, groups.from_name(name), 0)
-        jax.eval_shape(turn, images)
+    for group in (turning(group_of(config)), evaluation_group(config)):
+        jax.eval_shape(functools.partial(image_actions.act, group, 0), images)
     jax.eval_shape(everything, jax.random.key(0), images)
 
 
@@ -265,8 +265,8 @@ def _validation_over_orbits(run: _Run):
     config, model = run.config, run.model
     labels = config.adaptation.mode != "prior"
     predict = adapted_prediction(model) if labels else _scores_only(model)
-    turns = GroupTurns(model.group, model.pad, model.fill)
-    modes = build_prior(config.prior, model.group).modes
+    turns = GroupTurns(turning(model.group), model.pad, model.fill)
+    modes = modes_of(_prior(config, model), model.group)
     evaluate = make_evaluator(predict, turns, model.group, modes)
 
     def validate(state):
@@ -274,10 +274,18 @@ def _validation_over_orbits(run: _Run):
         outcome = evaluate(state.params, state.state, run.stop.checked(batches))
         found = figures(outcome, elements=False)
         if not labels:
-            found = {name: found[name] for name in ("identity_rate", "pose_accuracy")}
-        return {**found, "best_by": found["group_accuracy" if labels else "pose_accuracy"]}
+            of_poses = ("identity_rate", "pose_accuracy", "pose_error", "median_pose_error")
+            found = {name: found[name] for name in of_poses if name in found}
+        if labels:
+            return {**found, "best_by": found["group_accuracy"]}
+        by = found.get("pose_accuracy", -found.get("pose_error", 0.0))
+        return {**found, "best_by": by}
 
     return validate
+
+
+def _prior(config: Config, model: Adapted):
+    return build_prior(config.prior, model.group, model.refine)
 
 
 def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor, started: bool) -> _Run:
@@ -373,7 +381,7 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
 
 def _objective(config: Config, model: Adapted, *, kept: bool = False) -> objective.Objective:
     """What adaptation minimises: of images, or of the features that are `kept` of them."""
-    settings, prior = config.adaptation, build_prior(config.prior, model.group)
+    settings, prior = config.adaptation, _prior(config, model)
     shared = {
         "prior_weight": settings.prior_weight, "labels": settings.mode != "prior",
         **_weighing(config),
@@ -488,7 +496,7 @@ def _fine_tune(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
 def _validation_of_baseline(run: _Run):
     """By upright accuracy, or where images are turned in training by group accuracy."""
     config, model = run.config, run.model
-    turns = GroupTurns(group_of(config), model.pad, model.fill)
+    turns = GroupTurns(turning(group_of(config)), model.pad, model.fill)
     evaluate = make_evaluator(vanilla_prediction(model), turns)
     best_by = "accuracy" if config.adaptation.mode == "vanilla" else "group_accuracy"
 
@@ -538,7 +546,7 @@ def _fit(
 def _scores_only(model):
     def predict(params, state, images):
         canonical, _ = model.canonicalize(params, state, images)
-        return canonical.scores, canonical.pose
+        return canonical.scores.reshape(len(images), -1), canonical.pose
 
     return predict
 
