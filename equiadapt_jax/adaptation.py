@@ -1,7 +1,7 @@
 """Scorer + predictor → one pure model that canonicalizes its input.
 
 `adapt` puts a scorer before a predictor, both given as a `Network`: image → scores → pose →
-canonical input → the predictor's own preprocessing → prediction → carried back to the pose of the
+canonical input → the predictor's own preprocessing → prediction → brought back to the pose of the
 image. A scorer may also read what the predictor makes of every pose. For SO(2) and O(2) it gives
 vectors that turn with the image, or scores over a finite group between whose elements the angle is
 refined; poses are then matrices, through which gradients pass as they are.
@@ -131,15 +131,15 @@ class Adapted:
     ) -> jax.Array:
         """The prediction from those for every pose, `(B, |G|, …)`, without another pass.
 
-        Each is carried back to the input's own pose, as `output` says, and then averaged: over
+        Each is brought back to the input's own pose, as `output` says, and then averaged: over
         `poses` with the model's weighting, whose draws need a key; with weights `(B, |G|)`, those
         of training, the sum with these, whose derivative reaches the scores.
         """
         if weights is None:
             chosen = averaging.best(self.group, scores, **self._averaging(key))
-            return averaging.combine(*chosen, predictions, carry=self._carry)
+            return averaging.combine(*chosen, predictions, act=self._act)
         poses = jnp.broadcast_to(self.group.elements(), scores.shape)
-        return averaging.combine(poses, weights, predictions, carry=self._carry)
+        return averaging.combine(poses, weights, predictions, act=self._act)
 
     def canonicalize(
         self,
@@ -223,7 +223,7 @@ class Adapted:
             y = self._average(params, state, viewed, canonical.scores, how)
         elif train or (self.poses == 1 and self.weighting != "sampled"):
             y, state = self.predict(params, state, canonical.inputs, train=train, key=predictor_key)
-            y = self._carry_back(canonical, y, train)
+            y = self._invert(canonical, y, train)
         else:
             how = self._averaging(predictor_key)
             y = self._average(params, state, viewed, canonical.scores, how)
@@ -261,17 +261,16 @@ class Adapted:
     def _any_shape(self) -> bool:
         return isinstance(self.group, Group) and self.group.n <= 2 and self.mask is None
 
-    def _carry(self, g, y):
+    def _act(self, g, y):
         """ρ(g)·y."""
-        return outputs.carry(self.group, self.output, g, y, interpolation=self.interpolation)
+        how = {"output": self.output, "interpolation": self.interpolation}
+        return outputs.act(self.group, g, y, **how)
 
-    def _carry_back(self, canonical, y, train):
+    def _invert(self, canonical, y, train):
         """From p(h(x)⁻¹·x) to f(x) = ρ(h(x))·p(h(x)⁻¹·x); training reaches the scores."""
-        if not train or canonical.weights is None:
-            return self._carry(canonical.pose, y)
-        return outputs.carry_back(
-            self.group, self.output, canonical.pose, y, canonical.weights,
-            mix=self.method == "soft", interpolation=self.interpolation,
+        return outputs.invert(
+            self.group, canonical.pose, y, canonical.weights if train else None,
+            output=self.output, mix=self.method == "soft", interpolation=self.interpolation,
         )  # fmt: skip
 
     def _averaging(self, key) -> dict[str, Any]:
@@ -284,7 +283,7 @@ class Adapted:
     def _average(self, params, state, images, scores, how):
         """The predictor's outputs for several poses, averaged; as in inference."""
         predict = lambda x: self.predict(params, state, x)[0]  # noqa: E731
-        how = {**how, **self._sampling, "chunk": self.chunk, "carry": self._carry}
+        how = {**how, **self._sampling, "chunk": self.chunk, "act": self._act}
         return averaging.weighted(self.group, scores, images, predict, **how)
 
     def _turned_back(self, g, images):
@@ -460,14 +459,24 @@ def adapt(
     )
 
 
+def seen_poses(group: Group, poses: int | None, weighting: str, *, method: str, reads: bool) -> int:
+    """How many poses of an image the predictor sees, of which a chunk must be a divisor.
+
+    Where training sees more of them than inference, what divides both. Arguments as for `adapt`;
+    `reads` where the scorer reads what the predictor makes of every pose.
+    """
+    seen = group.order if reads or poses is None else poses
+    if method == "predictions":  # all of them in training; the best one alone needs no chunk
+        alone = seen == 1 and weighting != "sampled"
+        return group.order if alone else math.gcd(seen, group.order)
+    return seen
+
+
 def _check_poses(group, reads, method, poses, weighting, chunk):
     """Refuse more poses than there are, and a chunk that does not divide those that are seen."""
     if poses is not None and not 1 <= poses <= group.order:
         raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
-    seen = group.order if reads or poses is None else poses
-    if method == "predictions":  # all of them in training; the best one alone needs no chunk
-        alone = seen == 1 and weighting != "sampled"
-        seen = group.order if alone else math.gcd(seen, group.order)
+    seen = seen_poses(group, poses, weighting, method=method, reads=reads)
     if chunk is not None and not (chunk >= 1 and seen % chunk == 0):
         raise ValueError(f"chunk={chunk} does not divide the {seen} poses: choose a divisor.")
 

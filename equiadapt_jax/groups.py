@@ -177,11 +177,8 @@ class _Orthogonal:
         """
         angle = jnp.asarray(angle)
         angle = angle.astype(jnp.promote_types(angle.dtype, jnp.float32))
-        quarter = jnp.round(angle / (np.pi / 2))
-        rest = angle - quarter * (np.pi / 2)
-        rounding = 4 * jnp.finfo(angle.dtype).eps * jnp.maximum(jnp.abs(angle), 1)
-        rest = rest - jax.lax.stop_gradient(jnp.where(jnp.abs(rest) <= rounding, rest, 0))
-        return self._turned(jnp.cos(rest), jnp.sin(rest), quarter.astype(jnp.int32) % 4)
+        quarter, rest = quarter_turns(angle)
+        return self._turned(jnp.cos(rest), jnp.sin(rest), quarter)
 
     def angle(self, g) -> jax.Array:
         """The angle of g's rotation, which acts after the mirror if there is one, in [−π, π]."""
@@ -263,6 +260,19 @@ class O(_Orthogonal):  # noqa: E742, the group's name
         """The element that mirrors left to right, where `where` is true, and then acts as g."""
         sign = jnp.where(jnp.asarray(where, bool), -1, 1).astype(jnp.asarray(g).dtype)
         return g * jnp.stack([sign, jnp.ones_like(sign)], -1)[..., None, :]
+
+
+def quarter_turns(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(quarter turns in 0 to 3, int32; the rest in radians, at most π/4) of angles `(...)`.
+
+    An exact quarter turn, to within rounding of the angle, has a rest of 0, whose derivative is
+    still that of the angle. Angles are floats, of float32 or wider.
+    """
+    quarter = jnp.round(angle / (np.pi / 2))
+    rest = angle - quarter * (np.pi / 2)
+    rounding = 4 * jnp.finfo(angle.dtype).eps * jnp.maximum(jnp.abs(angle), 1)
+    rest = rest - jax.lax.stop_gradient(jnp.where(jnp.abs(rest) <= rounding, rest, 0))
+    return quarter.astype(jnp.int32) % 4, rest
 
 
 Group = Cyclic | Dihedral

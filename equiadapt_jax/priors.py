@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.canonicalization import frame, mirror_log_odds
+from equiadapt_jax.canonicalization import check_scores, check_vectors, frame, mirror_log_odds
 from equiadapt_jax.groups import Group, MatrixGroup, O, finite
+from equiadapt_jax.representations import batch_shape
 
 
 @jax.tree_util.register_static
@@ -44,10 +45,9 @@ class Identity:
             return jnp.mean(1 - cosine + _choice(group, scores, applied, 0.0))
         return -jnp.mean(_log_probabilities(group, scores, applied)[..., 0])
 
-    @property
-    def modes(self) -> tuple[int, ...]:
-        """The most probable elements."""
-        return (0,)
+    def modes(self, group: Group | MatrixGroup) -> tuple:
+        """The most probable elements of the group: integers, or matrices `(2, 2)`."""
+        return _identity(group)
 
 
 @jax.tree_util.register_static
@@ -81,20 +81,15 @@ class Categorical:
         if not self.kl_weight >= 0:
             raise ValueError(f"The prior's kl_weight is {self.kl_weight}: it must be at least 0.")
 
-    @property
-    def modes(self) -> tuple[int, ...]:
-        """The most probable elements."""
+    def modes(self, group: Group) -> tuple[int, ...]:
+        """The most probable elements of the group."""
+        self.check(group)
         best = max(self.probabilities)
         return tuple(i for i, p in enumerate(self.probabilities) if p == best)
 
     def loss(self, group: Group, scores: jax.Array, *, applied=None) -> jax.Array:
         """Mean of −log Σ_g π(g) p(g|x), plus the KL term; arguments as for `Identity`."""
-        finite(group, "A categorical prior")
-        if len(self.probabilities) != group.order:
-            raise ValueError(
-                f"The prior has {len(self.probabilities)} probabilities and {group} "
-                f"{group.order} elements: give one for each."
-            )
+        self.check(group)
         log_p = _log_probabilities(group, scores, applied)
         log_prior = np.log(np.maximum(self.probabilities, np.finfo(np.float32).tiny))
         # An element without mass is left out, not multiplied by zero, so that no 0 · ∞ can arise.
@@ -111,6 +106,15 @@ class Categorical:
             loss = loss + self.kl_weight * jnp.sum(pi * (log_pi - log_mean))
         return loss
 
+    def check(self, group: Group | MatrixGroup) -> None:
+        """ValueError for a group with another number of elements."""
+        finite(group, "A categorical prior")
+        if len(self.probabilities) != group.order:
+            raise ValueError(
+                f"The prior has {len(self.probabilities)} probabilities and {group} "
+                f"{group.order} elements: give one for each."
+            )
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +123,15 @@ class Uniform:
 
     def loss(self, group: Group | MatrixGroup, scores: jax.Array, *, applied=None) -> jax.Array:
         """Zero; arguments as for `Identity`."""
+        if isinstance(group, MatrixGroup):  # which refuse what other priors refuse
+            _seen_from(group, scores, applied)
+        else:
+            _log_probabilities(group, scores, applied)
         return jnp.zeros((), jnp.promote_types(scores.dtype, jnp.float32))
 
-    @property
-    def modes(self) -> tuple[int, ...]:
+    def modes(self, group: Group | MatrixGroup) -> tuple:
         """The identity, against which poses are counted; there is no better one."""
-        return (0,)
+        return _identity(group)
 
 
 @jax.tree_util.register_static
@@ -169,9 +176,9 @@ class VonMises:
             choice -= math.log(2)
         return _log_bessel(kappa) + jnp.mean(choice - kappa * cosine)
 
-    @property
-    def modes(self) -> tuple[np.ndarray, ...]:
-        """The most probable elements, matrices `(2, 2)`."""
+    def modes(self, group: MatrixGroup) -> tuple[np.ndarray, ...]:
+        """The most probable elements of the group, matrices `(2, 2)`."""
+        self.check(group)
         return tuple(matrix for share, matrix in _shares(self) if share >= 0.5)
 
     def check(self, group: Group | MatrixGroup) -> None:
@@ -209,6 +216,7 @@ class Refined:
     def loss(self, group: MatrixGroup, scores: jax.Array, *, applied=None) -> jax.Array:
         """Its mean, for scores `(..., |G|)` of the finite group and `applied` matrices."""
         log_p = _log_probabilities(self.group, scores, None)
+        _check_applied(group, applied, log_p.shape[:-1])
         if isinstance(self.prior, Uniform):
             return jnp.zeros((), log_p.dtype)
         if isinstance(self.prior, VonMises):
@@ -229,10 +237,9 @@ class Refined:
         log_pi = jax.nn.log_softmax(jnp.where(same, cosine / self._variance, -jnp.inf), -1)
         return jnp.sum(jnp.exp(log_pi) * jnp.where(same, log_pi - log_p, 0), -1)
 
-    @property
-    def modes(self) -> tuple[np.ndarray, ...]:
-        """The most probable elements, matrices `(2, 2)`, or the identity."""
-        return self.prior.modes
+    def modes(self, group: MatrixGroup) -> tuple[np.ndarray, ...]:
+        """The most probable elements of the group, matrices `(2, 2)`, or the identity."""
+        return self.prior.modes(group)
 
     @property
     def _variance(self) -> float:
@@ -240,16 +247,15 @@ class Refined:
         return (2 * math.pi / self.group.n) ** 2 + own
 
 
-def modes_of(prior, group: Group | MatrixGroup) -> tuple:
-    """The most probable elements under a prior, as the group has them: integers or matrices."""
-    if not isinstance(group, MatrixGroup):
-        return prior.modes
-    return tuple(np.eye(2) if np.ndim(mode) == 0 else mode for mode in prior.modes)
+def _identity(group):
+    return (np.eye(2),) if isinstance(group, MatrixGroup) else (0,)
 
 
 def _seen_from(group, vectors, applied):
     """The vectors seen from the applied elements a, a⁻¹·v."""
+    check_vectors(group, vectors)
     vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+    _check_applied(group, applied, vectors.shape[:-2])
     if applied is None:
         return vectors
     back = group.inverse(jnp.asarray(applied, vectors.dtype))[..., None, :, :]
@@ -289,13 +295,31 @@ def _log_bessel(x):
 
 def _log_probabilities(group, scores, applied):
     """Log p(a∘g | x) at place g: the log-probabilities seen from the applied element a."""
-    if scores.ndim < 1 or scores.shape[-1] != group.order:
-        raise ValueError(
-            f"Scores of shape {scores.shape} do not fit {group}: the last axis holds one for each "
-            f"of its {group.order} elements."
-        )
+    check_scores(group, scores)
+    _check_applied(group, applied, scores.shape[:-1])
     log_p = jax.nn.log_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), -1)
     if applied is None:
         return log_p
     applied = jnp.broadcast_to(jnp.asarray(applied), scores.shape[:-1])
     return jnp.take_along_axis(log_p, group.compose(applied[..., None], group.elements()), -1)
+
+
+def _check_applied(group, applied, batch):
+    """Refuse what are not elements of the group, one for all inputs or one for each."""
+    if applied is None:
+        return
+    shape, matrices = jnp.shape(applied), isinstance(group, MatrixGroup)
+    if matrices and shape[-2:] != (2, 2):
+        raise ValueError(
+            f"applied has shape {shape}, and elements of {group} are matrices: give (..., 2, 2)."
+        )
+    if not matrices and not jnp.issubdtype(jnp.result_type(applied), jnp.integer):
+        raise TypeError(
+            f"applied has dtype {jnp.result_type(applied)}, and elements of {group} are integers: "
+            "give int32."
+        )
+    if batch_shape(group, applied) not in ((), batch):
+        raise ValueError(
+            f"applied holds elements of shape {batch_shape(group, applied)} for scores of inputs "
+            f"of shape {batch}: give one for all, or one for each."
+        )

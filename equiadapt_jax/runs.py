@@ -26,7 +26,7 @@ from equiadapt_jax.evaluation.report import leave, table
 from equiadapt_jax.evaluation.upright import MOST, upright_evidence
 from equiadapt_jax.evaluation.wording import about_evidence, about_the_checkpoint, about_the_prior
 from equiadapt_jax.groups import MatrixGroup
-from equiadapt_jax.priors import Identity, Uniform, VonMises, modes_of
+from equiadapt_jax.priors import Identity, Uniform, VonMises
 from equiadapt_jax.training.build import (
     BASELINES,
     build_model,
@@ -156,7 +156,7 @@ def evaluate(
         prior, adapted = None, Subject(vanilla_prediction(model), params, state)
     else:
         prior = build_prior(known, model.group)
-        modes = modes_of(prior, model.group)
+        modes = prior.modes(model.group)
         adapted = Subject(adapted_prediction(model), params, state, model.group, modes)
     turned_by = groups.finite(groups.from_name(group or _turned_by(config)), "--group")
     turns = GroupTurns(turned_by, model.pad, model.fill)
@@ -239,7 +239,7 @@ def _exact_poses(group, prior):
     of a uniform prior none, since it says nothing that could be checked.
     """
     if not isinstance(group, MatrixGroup):
-        return group, prior.modes
+        return group, prior.modes(group)
     if isinstance(prior, Uniform):
         return groups.Cyclic(1), (0,)
     mirror = isinstance(prior, VonMises) and prior.mirror == 0.5 and prior.angle == 0

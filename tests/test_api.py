@@ -132,7 +132,8 @@ PUBLIC = {
     "actions.squares.to_images": "squares, height, width, *, axis=",
     "representations.dimension": "group, representation",
     "representations.matrix": "group, g, representation, dtype=",
-    "outputs.carry": "group, output, g, y, *, interpolation=",
+    "outputs.act": "group, g, y, *, output, interpolation=",
+    "outputs.invert": "group, pose, y, weights=, *, output, mix=, interpolation=",
     "canonicalization.select_pose": "group, scores",
     "canonicalization.weights": "scores, *, method=, temperature=, key=",
     "canonicalization.canonicalize": (
@@ -149,11 +150,11 @@ PUBLIC = {
     "canonicalization.refine": "group, scores",
     "canonicalization.from_refined": "group, scores, images, *, pad=, fill=, interpolation=",
     "averaging.best": "group, scores, *, poses=, temperature=, weighting=, key=",
-    "averaging.mean": "group, images, predict, *, chunk=, carry=, pad=, fill=, interpolation=",
-    "averaging.combine": "poses, weights, outputs, *, carry=",
+    "averaging.mean": "group, images, predict, *, chunk=, act=, pad=, fill=, interpolation=",
+    "averaging.combine": "poses, weights, outputs, *, act=",
     "averaging.weighted": (
         "group, scores, images, predict, *, poses=, temperature=, weighting=, key=, "
-        "chunk=, carry=, pad=, fill=, interpolation="
+        "chunk=, act=, pad=, fill=, interpolation="
     ),
     "priors.Identity.loss": "self, group, scores, *, applied=",
     "priors.Categorical": "probabilities, kl_weight=, per_sample=",

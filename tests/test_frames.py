@@ -281,12 +281,12 @@ def test_a_uniform_prior_prefers_nothing():
 
 
 def test_modes_are_elements_of_the_group():
-    assert priors.modes_of(priors.Identity(), Cyclic(4)) == (0,)
-    (mode,) = priors.modes_of(priors.Uniform(), SO(2))
+    assert priors.Identity().modes(Cyclic(4)) == (0,)
+    (mode,) = priors.Uniform().modes(SO(2))
     np.testing.assert_array_equal(mode, np.eye(2))
-    (mode,) = priors.modes_of(priors.VonMises(1.0, 0.3), SO(2))
+    (mode,) = priors.VonMises(1.0, 0.3).modes(SO(2))
     np.testing.assert_allclose(mode, turn(0.3))
-    both = priors.modes_of(priors.VonMises(1.0, 0.3, 0.5), O(2))
+    both = priors.VonMises(1.0, 0.3, 0.5).modes(O(2))
     np.testing.assert_allclose(both, [turn(0.3), turn(0.3) @ MIRROR])
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax import energies, groups, networks, predictors, priors
-from equiadapt_jax.adaptation import Adapted, adapt
+from equiadapt_jax.actions.images import INTERPOLATIONS, PADS
+from equiadapt_jax.adaptation import METHODS, Adapted, adapt, seen_poses
 from equiadapt_jax.interface import from_function, from_linen
 from equiadapt_jax.orbit_scoring import REFERENCES, orbit_scorer
 from equiadapt_jax.training.config import NAMED_BY, Config, Prior, Scorer, network_name
@@ -51,6 +52,9 @@ def build_model(config: Config, classes: int) -> Adapted:
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
     mask = _choose("mask", config.mask, {"none": None, "disk": "disk"})
+    _choose("adaptation.method", config.adaptation.method, METHODS)
+    _choose("adaptation.pad", config.adaptation.pad, PADS)
+    _choose("adaptation.interpolation", config.adaptation.interpolation, INTERPOLATIONS)
     scorer, features = _scorer(config, group, dtype)
     predictor = _make(
         "predictor", _network("predictor", config.predictor.name), (classes,),
@@ -87,7 +91,14 @@ def build_model(config: Config, classes: int) -> Adapted:
 
 def group_of(config: Config) -> groups.Group | groups.MatrixGroup:
     """The group of a run; ValueError for a name that stands for none."""
-    return groups.from_name(config.group)
+    return _group("group", config.group)
+
+
+def _group(field, name):
+    try:
+        return groups.from_name(name)
+    except ValueError as error:
+        raise ValueError(f"config.{field}: {error}") from None
 
 
 def turning(group: groups.Group | groups.MatrixGroup) -> groups.Group:
@@ -103,7 +114,9 @@ def turning(group: groups.Group | groups.MatrixGroup) -> groups.Group:
 def evaluation_group(config: Config) -> groups.Group:
     """That of the final figures; ValueError for a setting that is no finite group."""
     if config.evaluation_group:
-        return groups.finite(groups.from_name(config.evaluation_group), "config.evaluation_group")
+        return groups.finite(
+            _group("evaluation_group", config.evaluation_group), "config.evaluation_group"
+        )
     return turning(group_of(config))
 
 
@@ -117,7 +130,7 @@ def _refined(config):
             f"config.scorer.refine={name} finds poses between elements, and {group} has none "
             "there: leave it out, or choose config.group=so2 or o2."
         )
-    return groups.finite(groups.from_name(name), "config.scorer.refine")
+    return groups.finite(_group("scorer.refine", name), "config.scorer.refine")
 
 
 def _scored(config):
@@ -223,6 +236,7 @@ def check_training(config: Config) -> None:
     A run that is there is evaluated all the same, with another averaging too.
     """
     settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
+    _check_prior(config)
     if adaptation.mode in BASELINES:
         return
     if isinstance(group_of(config), groups.MatrixGroup):
@@ -253,6 +267,22 @@ def check_training(config: Config) -> None:
             )
     if name in energies.NAMED:
         _check_free(config)
+
+
+def _check_prior(config):
+    """Refuse a prior that is none over the group, and settings that the one named does not have."""
+    settings = config.prior
+    build_prior(settings, group_of(config), _refined(config))
+    without = {
+        "identity": ("probabilities", "kl_weight", "per_sample"), "mirror": ("probabilities",)
+    }  # fmt: skip
+    for setting in without.get(settings.name, ()):
+        value = getattr(settings, setting)
+        if value != getattr(Prior(), setting):
+            raise ValueError(
+                f"config.prior.{setting} is {value!r}, and the prior {settings.name} has none: "
+                "choose config.prior.name=categorical."
+            )
 
 
 def _check_any_angle(config):
@@ -340,11 +370,7 @@ def _seen(config, group):
     """How many poses the predictor sees, a divisor of those it sees in training."""
     reads = config.canonicalizer in ("features", *energies.NAMED)
     how = _averaging(config.averaging, group)
-    seen = group.order if reads or how["poses"] is None else how["poses"]
-    if config.adaptation.method == "predictions":  # all of them in training
-        alone = seen == 1 and how["weighting"] != "sampled"
-        return group.order if alone else math.gcd(seen, group.order)
-    return seen
+    return seen_poses(group, reads=reads, method=config.adaptation.method, **how)
 
 
 def _chunk(config, group):
@@ -398,12 +424,27 @@ def build_prior(
     known = ("identity", "mirror", "categorical", "estimated")
     name = _choose("prior.name", settings.name, known)
     if name == "categorical" or (name == "estimated" and settings.probabilities):
-        return priors.Categorical(settings.probabilities, settings.kl_weight, settings.per_sample)
+        return _over(
+            group, priors.Categorical, settings.probabilities, settings.kl_weight,
+            settings.per_sample,
+        )  # fmt: skip
     if name == "mirror" and group.order > group.n:
         half = np.zeros(group.order)
         half[[0, group.n]] = 0.5
-        return priors.Categorical(tuple(half), settings.kl_weight, settings.per_sample)
+        return _over(
+            group, priors.Categorical, tuple(half), settings.kl_weight, settings.per_sample
+        )
     return priors.Identity()
+
+
+def _over(group, kind, *arguments):
+    """A distribution over the group, if it is one."""
+    try:
+        prior = kind(*arguments)
+        prior.check(group)
+    except ValueError as error:
+        raise ValueError(f"config.prior: {error}") from None
+    return prior
 
 
 def _prior_of_angles(settings, group):
@@ -411,9 +452,7 @@ def _prior_of_angles(settings, group):
         groups.finite(group, f"config.prior.name={settings.name}")
     name = _choose("prior.name", settings.name, ("identity", "mirror", "von_mises", "uniform"))
     if name == "von_mises":
-        prior = priors.VonMises(settings.kappa, settings.angle, settings.mirror)
-        prior.check(group)
-        return prior
+        return _over(group, priors.VonMises, settings.kappa, settings.angle, settings.mirror)
     if name == "mirror" and isinstance(group, groups.O):
         return priors.VonMises(1.0, mirror=0.5)
     return priors.Uniform() if name == "uniform" else priors.Identity()

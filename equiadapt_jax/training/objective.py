@@ -13,7 +13,6 @@ from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.evaluation.orbits import away
 from equiadapt_jax.groups import Group, MatrixGroup
-from equiadapt_jax.priors import modes_of
 from equiadapt_jax.training.config import Augmentation
 
 # objective(params, state, batch, key, step) -> (loss, (state, metrics))
@@ -286,8 +285,8 @@ def _spans_frames(model):
 def _pose_metrics(group, prior, prior_loss, pose, applied):
     if isinstance(group, MatrixGroup):
         applied = group.identity() if applied is None else applied
-        error = away(pose, applied, modes_of(prior, group))
+        error = away(pose, applied, prior.modes(group))
         return {"prior_loss": prior_loss, "pose_error": jnp.mean(error)}
     applied = jnp.zeros_like(pose) if applied is None else applied
-    right = [pose == group.compose(applied, mode) for mode in prior.modes]
+    right = [pose == group.compose(applied, mode) for mode in prior.modes(group)]
     return {"prior_loss": prior_loss, "pose_accuracy": jnp.mean(jnp.stack(right).any(0))}

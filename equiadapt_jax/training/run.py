@@ -27,7 +27,6 @@ from equiadapt_jax.data.turned import RelabelledSource
 from equiadapt_jax.evaluation import GroupTurns, figures, make_evaluator
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.groups import Cyclic
-from equiadapt_jax.priors import modes_of
 from equiadapt_jax.training import cache, objective, poses
 from equiadapt_jax.training.build import (
     BASELINES,
@@ -266,7 +265,7 @@ def _validation_over_orbits(run: _Run):
     labels = config.adaptation.mode != "prior"
     predict = adapted_prediction(model) if labels else _scores_only(model)
     turns = GroupTurns(turning(model.group), model.pad, model.fill)
-    modes = modes_of(_prior(config, model), model.group)
+    modes = _prior(config, model).modes(model.group)
     evaluate = make_evaluator(predict, turns, model.group, modes)
 
     def validate(state):
@@ -451,8 +450,9 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
             raise Stopped(f"Stopped while making {title}, of which nothing is kept.") from None
 
     train = make(config.data.train, 3, variants=settings.variants, augmentation=config.augmentation)
+    modes = prior.modes(model.group)
     validate = cache.make_validation(
-        model, make(config.data.validation, 4), prior.modes, config.evaluation_batch_size
+        model, make(config.data.validation, 4), modes, config.evaluation_batch_size
     )
     labels = settings.mode != "prior"
 
@@ -463,7 +463,7 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
             found["random_accuracy" if turned else "group_accuracy"] = accuracy
         # By the pose, because the predictor was often trained on the very images held out here;
         # but where all poses are as likely, none is wrong.
-        all_right = labels and len(prior.modes) == model.group.order
+        all_right = labels and len(modes) == model.group.order
         return {**found, "best_by": accuracy if all_right else pose}
 
     return {
