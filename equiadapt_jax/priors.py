@@ -230,8 +230,8 @@ class Refined:
         return jnp.sum(jnp.exp(log_pi) * jnp.where(same, log_pi - log_p, 0), -1)
 
     @property
-    def modes(self) -> tuple[np.ndarray, ...]:
-        """The most probable elements, matrices `(2, 2)`, or the identity."""
+    def modes(self) -> tuple:
+        """The most probable elements, as the prior has them; see `modes_of`."""
         return self.prior.modes
 
     @property
