@@ -97,10 +97,11 @@ class Adapted:
             split = lambda x: x.reshape(images.shape[0], -1, *x.shape[1:])  # noqa: E731
             return jax.tree.map(split, (read(maps, y), y))
 
-        chunk = self.chunk or self.group.order
-        if chunk == self.group.order:
+        group = finite(self.group, "A scorer that reads features")
+        chunk = self.chunk or group.order
+        if chunk == group.order:
             return some(range(chunk))  # known elements, so that exact ones are only moves
-        seen = jax.lax.map(some, self.group.elements().reshape(-1, chunk))
+        seen = jax.lax.map(some, group.elements().reshape(-1, chunk))
         join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])  # noqa: E731
         return jax.tree.map(join, seen)
 
@@ -135,10 +136,11 @@ class Adapted:
         `poses` with the model's weighting, whose draws need a key; with weights `(B, |G|)`, those
         of training, the sum with these, whose derivative reaches the scores.
         """
+        group = finite(self.group, "An average over poses")
         if weights is None:
-            chosen = averaging.best(self.group, scores, **self._averaging(key))
+            chosen = averaging.best(group, scores, **self._averaging(key))
             return averaging.combine(*chosen, predictions, act=self._act)
-        poses = jnp.broadcast_to(self.group.elements(), scores.shape)
+        poses = jnp.broadcast_to(group.elements(), scores.shape)
         return averaging.combine(poses, weights, predictions, act=self._act)
 
     def canonicalize(
@@ -293,7 +295,11 @@ class Adapted:
         dropout, noise = _two(key if train else None)
         scores, state = self.score(params, state, seen, train=train, key=dropout)
         if isinstance(self.group, MatrixGroup):
-            return self._at_any_angle(scores, images), state
+            if self.refine is None:
+                found = canonicalization.from_vectors(self.group, scores, images, **self._sampling)
+            else:
+                found = canonicalization.from_refined(self.refine, scores, images, **self._sampling)
+            return found, state
         mixes = train and self.method == "predictions"
         hard = mixes or not train
         canonical = canonicalization.from_scores(
@@ -309,11 +315,6 @@ class Adapted:
             soft = canonicalization.weights(scores, method="soft", temperature=self.temperature)
             canonical = canonical._replace(weights=soft)
         return canonical, state
-
-    def _at_any_angle(self, scores, images) -> Canonical:
-        if self.refine is None:
-            return canonicalization.from_vectors(self.group, scores, images, **self._sampling)
-        return canonicalization.from_refined(self.refine, scores, images, **self._sampling)
 
 
 def _two(key):

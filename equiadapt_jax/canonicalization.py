@@ -21,6 +21,7 @@ from equiadapt_jax.groups import SO, Cyclic, Dihedral, Group, MatrixGroup, O, fi
 
 METHODS = ("straight_through", "gumbel", "soft")
 SHORT = 1e-6  # vectors without a longer entry span no frame
+CLEAR = 4.0  # log-odds by which a second vector of length one tells the side of the mirror
 
 
 class Canonical(NamedTuple):
@@ -197,19 +198,19 @@ def frame(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
 
 
 def mirror_log_odds(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
-    """Log-odds that the pose has no mirror, `(...)`: positive where `frame` has none.
+    """Log-odds that the pose has no mirror, `(...)`: not negative where `frame` has none.
 
-    The length of the second vector along the right of the unmirrored frame, as it is: so the
-    derivative does not vanish where the second vector points the other way, as that of an angle
-    would. Arguments as for `frame`, of O(2) alone.
+    Four times the length of the second vector along the right of the unmirrored frame. Of its
+    length and not its angle, whose derivative would vanish where it points the other way. Arguments
+    as for `frame`, of O(2) alone.
     """
     if not isinstance(group, O):
-        raise ValueError(f"{group} has no mirrors: their odds are those of O(2).")
-    return _up_and_right(group, vectors)[2]
+        raise ValueError(f"{group} has no mirrors of which there could be odds: take O(2).")
+    return CLEAR * _up_and_right(group, vectors)[2]
 
 
 def _up_and_right(group, vectors):
-    """Unit vectors `(..., 2)` that span the frame, and the log-odds against a mirror or None."""
+    """Unit vectors `(..., 2)` that span the frame; how far it is not mirrored, for SO(2) None."""
     check_vectors(group, vectors)
     vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
     up, known = _unit(vectors[..., 0, :], (0.0, -1.0))

@@ -115,6 +115,7 @@ PUBLIC = {
     "groups.SO.matrix": "self, g, dtype=",
     "groups.SO.rotation": "self, angle",
     "groups.SO.angle": "self, g",
+    "groups.SO.subgroup": "self, n",
     "groups.O.reflects": "self, g",
     "groups.O.mirrored": "self, g, where=",
     "actions.images.rotate": "images, angle, *, pad=, fill=, interpolation=",
@@ -145,7 +146,7 @@ PUBLIC = {
         "group, scores, images, *, method=, temperature=, key=, pad=, fill=, interpolation="
     ),
     "canonicalization.frame": "group, vectors",
-    "canonicalization.expected_frame": "group, vectors",
+    "canonicalization.mirror_log_odds": "group, vectors",
     "canonicalization.from_vectors": "group, vectors, images, *, pad=, fill=, interpolation=",
     "canonicalization.refine": "group, scores",
     "canonicalization.from_refined": "group, scores, images, *, pad=, fill=, interpolation=",
@@ -162,6 +163,8 @@ PUBLIC = {
     "priors.Uniform.loss": "self, group, scores, *, applied=",
     "priors.VonMises": "kappa, angle=, mirror=",
     "priors.VonMises.loss": "self, group, scores, *, applied=",
+    "priors.Refined": "group, prior",
+    "priors.Refined.loss": "self, group, scores, *, applied=",
     "Network": "init, apply, features=",
     "from_linen": "module",
     "from_nnx": "module",
@@ -169,7 +172,7 @@ PUBLIC = {
     "adapt": (
         "group, scorer, predictor, *, preprocess=, output=, freeze_predictor=, method=, "
         "temperature=, pad=, fill=, interpolation=, features=, poses=, chunk=, "
-        "weighting=, mask="
+        "weighting=, mask=, refine="
     ),
     "orbit_scorer": "group, network, *, reference=, scale=, pad=, fill=, interpolation=",
     "energies.Energy": "function, margin=",

@@ -271,8 +271,10 @@ def check_training(config: Config) -> None:
 
 def _check_prior(config):
     """Refuse a prior that is none over the group, and settings that the one named does not have."""
-    settings = config.prior
-    build_prior(settings, group_of(config), _refined(config))
+    settings, group = config.prior, group_of(config)
+    build_prior(settings, group, _refined(config))
+    if isinstance(group, groups.MatrixGroup):
+        return
     without = {
         "identity": ("probabilities", "kl_weight", "per_sample"), "mirror": ("probabilities",)
     }  # fmt: skip

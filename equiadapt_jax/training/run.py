@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax import alignment
+from equiadapt_jax import alignment, groups
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import (
@@ -337,7 +337,11 @@ def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor, started: 
         return poses.pose_probabilities(model, *networks, batches)
 
     prior, _ = alignment.bootstrap(
-        model.group, len(images["source"]), train, score, rounds=settings.rounds
+        groups.finite(model.group, "config.prior.name=estimated"),
+        len(images["source"]),
+        train,
+        score,
+        rounds=settings.rounds,
     )
     poses.keep_prior(workdir, prior, seconds)
     shutil.rmtree(directory)
