@@ -291,7 +291,7 @@ def adaptation(**changes):
 
 NEEDS = "needs a finite group, and so2 has infinitely many"
 REFUSED = {
-    "a group convolution": (canonicalizer("group_conv"), "takes config.canonicalizer=steerable, or"),
+    "a group convolution": (canonicalizer("group_conv"), "takes config.canonicalizer=steerable"),
     "features": (canonicalizer("features", refine="cyclic8"), "here are features and cyclic8"),
     "confidence": (canonicalizer("confidence"), "here are confidence and 'none'"),
     "steerable, refined": (
