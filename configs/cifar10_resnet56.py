@@ -28,8 +28,8 @@ def get_config(variant: str = "") -> ConfigDict:
             name="image_folder",
             root="../shared/data/cifar10_jpeg",
             size=32,
-            train="train[:50%]",  # prepared copies are shuffled: every class is in both
-            validation="train[95%:]",
+            train="train[:40%]",  # prepared copies are shuffled: every class is in both
+            validation="train[96%:]",
         ),
         predictor=settings.Predictor(
             name="resnet",
