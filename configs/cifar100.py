@@ -69,8 +69,8 @@ def get_config(variant: str = "") -> ConfigDict:
             validation="train[90%:]",
         ),
         predictor=predictor,
+        canonicalizer="group_conv",
         scorer=settings.Scorer(
-            name="group_conv",
             options={
                 "size": 64,
                 "features": (32, 64, 64),

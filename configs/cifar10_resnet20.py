@@ -44,7 +44,8 @@ def get_config(variant: str = "") -> ConfigDict:
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
         ),
-        scorer=settings.Scorer(name="features", options={"grid": 4, "hidden": 192, "dropout": 0.3}),
+        canonicalizer="features",
+        scorer=settings.Scorer(options={"grid": 4, "hidden": 192, "dropout": 0.3}),
         pretrain=settings.Pretrain(steps=0),
         adaptation=settings.Adaptation(
             mode="prior", steps=3000, batch_size=128, scorer_learning_rate=1e-3
@@ -78,8 +79,8 @@ def _fast(config: settings.Config) -> settings.Config:
         group="cyclic4",
         evaluation_batch_size=50,
         averaging="single",
+        canonicalizer="group_conv",
         scorer=settings.Scorer(
-            name="group_conv",
             options={
                 "features": (24, 48, 96),
                 "kernels": (4, 4, 2),

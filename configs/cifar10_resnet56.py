@@ -38,7 +38,8 @@ def get_config(variant: str = "") -> ConfigDict:
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
         ),
-        scorer=settings.Scorer(name="features", options={"grid": 4, "hidden": 192, "dropout": 0.3}),
+        canonicalizer="features",
+        scorer=settings.Scorer(options={"grid": 4, "hidden": 192, "dropout": 0.3}),
         pretrain=settings.Pretrain(steps=0),
         adaptation=settings.Adaptation(
             mode="prior", steps=3000, batch_size=128, scorer_learning_rate=1e-3

@@ -26,8 +26,8 @@ def get_config(variant: str = "") -> ConfigDict:
             mean=(0.3,),
             std=(0.37,),
         ),
+        canonicalizer="group_conv",
         scorer=settings.Scorer(
-            name="group_conv",
             options={
                 "features": (16, 16, 32),
                 "kernels": (4, 2, 3),

@@ -32,8 +32,8 @@ def get_config(variant: str = "") -> ConfigDict:
             mean=(0.5,),
             std=(0.25,),
         ),
+        canonicalizer="group_conv",
         scorer=settings.Scorer(
-            name="group_conv",
             options={
                 "features": (16, 32, 32),
                 "kernels": (4, 4, 2),

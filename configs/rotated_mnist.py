@@ -32,8 +32,8 @@ def get_config(variant: str = "") -> ConfigDict:
             mean=(0.13,),
             std=(0.3,),
         ),
+        canonicalizer="group_conv",
         scorer=settings.Scorer(
-            name="group_conv",
             options={
                 "features": (32, 64, 64),
                 "kernels": (4, 2, 3),

@@ -1,8 +1,10 @@
 """Scorer + predictor → one pure model that canonicalizes its input.
 
 `adapt` puts a scorer before a predictor, both given as a `Network`: image → scores → pose →
-canonical input → the predictor's own preprocessing → prediction → carried back to the pose of the
-image. A scorer may also read what the predictor makes of every pose.
+canonical input → the predictor's own preprocessing → prediction → brought back to the pose of the
+image. A scorer may also read what the predictor makes of every pose. For SO(2) and O(2) it gives
+vectors that turn with the image, or scores over a finite group between whose elements the angle is
+refined; poses are then matrices, through which gradients pass as they are.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 from equiadapt_jax import averaging, canonicalization, energies, outputs
 from equiadapt_jax.actions import squares
 from equiadapt_jax.canonicalization import Canonical
-from equiadapt_jax.groups import Group, finite
+from equiadapt_jax.groups import Group, MatrixGroup, finite
 from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
 
 __all__ = ["Adapted", "Network", "adapt", "from_function", "from_linen", "from_nnx"]
@@ -32,7 +34,7 @@ class Adapted:
     `params` and `state` are `{"scorer": …, "predictor": …}`.
     """
 
-    group: Group
+    group: Group | MatrixGroup
     scorer: Network
     predictor: Network
     preprocess: Callable[[jax.Array], jax.Array] | None
@@ -48,6 +50,7 @@ class Adapted:
     chunk: int | None = None
     weighting: str = "scores"
     mask: str | None = None
+    refine: Group | None = None
 
     def init(
         self,
@@ -94,10 +97,11 @@ class Adapted:
             split = lambda x: x.reshape(images.shape[0], -1, *x.shape[1:])  # noqa: E731
             return jax.tree.map(split, (read(maps, y), y))
 
-        chunk = self.chunk or self.group.order
-        if chunk == self.group.order:
+        group = finite(self.group, "A scorer that reads features")
+        chunk = self.chunk or group.order
+        if chunk == group.order:
             return some(range(chunk))  # known elements, so that exact ones are only moves
-        seen = jax.lax.map(some, self.group.elements().reshape(-1, chunk))
+        seen = jax.lax.map(some, group.elements().reshape(-1, chunk))
         join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])  # noqa: E731
         return jax.tree.map(join, seen)
 
@@ -110,7 +114,10 @@ class Adapted:
         train: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict]:
-        """Scores `(B, |G|)` of what the scorer sees: images, or features of `orbit_features`."""
+        """Scores `(B, |G|)` of what the scorer sees: images, or features of `orbit_features`.
+
+        For SO(2) and O(2) vectors, or scores over the group that is refined.
+        """
         scores, scorer_state = self.scorer.apply(
             params["scorer"], state["scorer"], seen, train=train, key=key if train else None
         )
@@ -125,15 +132,16 @@ class Adapted:
     ) -> jax.Array:
         """The prediction from those for every pose, `(B, |G|, …)`, without another pass.
 
-        Each is carried back to the input's own pose, as `output` says, and then averaged: over
+        Each is brought back to the input's own pose, as `output` says, and then averaged: over
         `poses` with the model's weighting, whose draws need a key; with weights `(B, |G|)`, those
         of training, the sum with these, whose derivative reaches the scores.
         """
+        group = finite(self.group, "An average over poses")
         if weights is None:
-            chosen = averaging.best(self.group, scores, **self._averaging(key))
-            return averaging.combine(*chosen, predictions, carry=self._carry)
-        poses = jnp.broadcast_to(self.group.elements(), scores.shape)
-        return averaging.combine(poses, weights, predictions, carry=self._carry)
+            chosen = averaging.best(group, scores, **self._averaging(key))
+            return averaging.combine(*chosen, predictions, act=self._act)
+        poses = jnp.broadcast_to(group.elements(), scores.shape)
+        return averaging.combine(poses, weights, predictions, act=self._act)
 
     def canonicalize(
         self,
@@ -217,7 +225,7 @@ class Adapted:
             y = self._average(params, state, viewed, canonical.scores, how)
         elif train or (self.poses == 1 and self.weighting != "sampled"):
             y, state = self.predict(params, state, canonical.inputs, train=train, key=predictor_key)
-            y = self._carry_back(canonical, y, train)
+            y = self._invert(canonical, y, train)
         else:
             how = self._averaging(predictor_key)
             y = self._average(params, state, viewed, canonical.scores, how)
@@ -255,17 +263,16 @@ class Adapted:
     def _any_shape(self) -> bool:
         return isinstance(self.group, Group) and self.group.n <= 2 and self.mask is None
 
-    def _carry(self, g, y):
+    def _act(self, g, y):
         """ρ(g)·y."""
-        return outputs.carry(self.group, self.output, g, y, interpolation=self.interpolation)
+        how = {"output": self.output, "interpolation": self.interpolation}
+        return outputs.act(self.group, g, y, **how)
 
-    def _carry_back(self, canonical, y, train):
+    def _invert(self, canonical, y, train):
         """From p(h(x)⁻¹·x) to f(x) = ρ(h(x))·p(h(x)⁻¹·x); training reaches the scores."""
-        if not train or canonical.weights is None:
-            return self._carry(canonical.pose, y)
-        return outputs.carry_back(
-            self.group, self.output, canonical.pose, y, canonical.weights,
-            mix=self.method == "soft", interpolation=self.interpolation,
+        return outputs.invert(
+            self.group, canonical.pose, y, canonical.weights if train else None,
+            output=self.output, mix=self.method == "soft", interpolation=self.interpolation,
         )  # fmt: skip
 
     def _averaging(self, key) -> dict[str, Any]:
@@ -278,7 +285,7 @@ class Adapted:
     def _average(self, params, state, images, scores, how):
         """The predictor's outputs for several poses, averaged; as in inference."""
         predict = lambda x: self.predict(params, state, x)[0]  # noqa: E731
-        how = {**how, **self._sampling, "chunk": self.chunk, "carry": self._carry}
+        how = {**how, **self._sampling, "chunk": self.chunk, "act": self._act}
         return averaging.weighted(self.group, scores, images, predict, **how)
 
     def _turned_back(self, g, images):
@@ -287,6 +294,12 @@ class Adapted:
     def _canonicalize(self, params, state, images, seen, train, key) -> tuple[Canonical, dict]:
         dropout, noise = _two(key if train else None)
         scores, state = self.score(params, state, seen, train=train, key=dropout)
+        if isinstance(self.group, MatrixGroup):
+            if self.refine is None:
+                found = canonicalization.from_vectors(self.group, scores, images, **self._sampling)
+            else:
+                found = canonicalization.from_refined(self.refine, scores, images, **self._sampling)
+            return found, state
         mixes = train and self.method == "predictions"
         hard = mixes or not train
         canonical = canonicalization.from_scores(
@@ -315,7 +328,7 @@ def _two(key):
 
 
 def adapt(
-    group: Group,
+    group: Group | MatrixGroup,
     scorer: Network | energies.Energy,
     predictor: Network,
     *,
@@ -332,6 +345,7 @@ def adapt(
     chunk: int | None = None,
     weighting: str = "scores",
     mask: str | None = None,
+    refine: Group | None = None,
 ) -> Adapted:
     """Put a canonicalizer before a predictor: f(x) = ρ(h(x))·p(h(x)⁻¹·x).
 
@@ -342,7 +356,8 @@ def adapt(
     Args:
       group: with whose elements the prediction shall turn, or on which it shall not depend.
       scorer: images `(B, S, S, C)` in [0, 1] to scores `(B, |G|)`; or an `energies.Energy` of the
-        predictor's outputs, which needs no training and brings its own `features`.
+        predictor's outputs, which needs no training and brings its own `features`. For SO(2) to
+        vectors `(B, 1, 2)`, for O(2) `(B, 2, 2)`, such as `networks.SteerableNet` gives.
       predictor: preprocessed canonical images to predictions.
       preprocess: the predictor's own preprocessing, applied after canonicalization.
       output: ρ, how the group acts on predictions. "trivial", not at all, gives an invariant model.
@@ -372,13 +387,15 @@ def adapt(
       mask: "disk" makes all that lies outside the inscribed disk `fill`, for scorer and predictor
         alike, see `actions.squares.disk`: then nothing depends on corners, which a turn takes out
         of the image or must invent. `predict`, the predictor alone, still sees whole images.
+      refine: for SO(2) a group C_n, for O(2) D_n, whose elements the scorer scores, `(B, |G|)`; the
+        pose is refined between them, see `canonicalization.refine`. None: the scorer gives vectors.
 
     Raises:
       ValueError: an output, method or weighting that does not exist, poses out of range, features
-        of a predictor that tells none, "predictions" with a predictor that is trained.
+        of a predictor that tells none, "predictions" with a predictor that is trained; for SO(2)
+        and O(2) what needs the elements counted: features, energies, weights, several poses.
       TypeError: a scorer or predictor that is not a `Network`.
     """
-    group = finite(group, "adapt")
     outputs.check(group, output)
     if mask not in MASKS:
         raise ValueError(f"Unknown mask {mask!r}: choose 'disk', or None for whole images.")
@@ -390,15 +407,22 @@ def adapt(
         )
     if weighting not in averaging.WEIGHTINGS:
         raise ValueError(f"Unknown weighting {weighting!r}: choose one of {averaging.WEIGHTINGS}.")
-    if poses is not None and not 1 <= poses <= group.order:
-        raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
     reads = features is not None or isinstance(scorer, energies.Energy)
-    seen = group.order if reads or poses is None else poses
-    if method == "predictions":  # all of them in training; the best one alone needs no chunk
-        alone = seen == 1 and weighting != "sampled"
-        seen = group.order if alone else math.gcd(seen, group.order)
-    if chunk is not None and not (chunk >= 1 and seen % chunk == 0):
-        raise ValueError(f"chunk={chunk} does not divide the {seen} poses: choose a divisor.")
+    if isinstance(group, MatrixGroup):
+        needs_counting = {
+            "A scorer that reads what the predictor makes of every pose": reads,
+            f"method={method!r}, of weights over poses,": method != "straight_through",
+            f"temperature={temperature}, of weights over poses,": temperature != 1,
+            f"poses={poses}, an average,": poses != 1,
+            f"weighting={weighting!r}, of poses,": weighting != "scores",
+            f"chunk={chunk}, of poses,": chunk is not None,
+        }
+        for what, given in needs_counting.items():
+            if given:
+                finite(group, what)
+    else:
+        _check_poses(group, reads, method, poses, weighting, chunk)
+    _check_refine(group, refine)
     if isinstance(scorer, energies.Energy):
         if features is not None:
             raise ValueError("An Energy reads what it needs itself: leave `features` out.")
@@ -432,4 +456,43 @@ def adapt(
         chunk=chunk,
         weighting=weighting,
         mask=mask,
+        refine=refine,
     )
+
+
+def seen_poses(group: Group, poses: int | None, weighting: str, *, method: str, reads: bool) -> int:
+    """How many poses of an image the predictor sees, of which a chunk must be a divisor.
+
+    Where training sees more of them than inference, what divides both. Arguments as for `adapt`;
+    `reads` where the scorer reads what the predictor makes of every pose.
+    """
+    seen = group.order if reads or poses is None else poses
+    if method == "predictions":  # all of them in training; the best one alone needs no chunk
+        alone = seen == 1 and weighting != "sampled"
+        return group.order if alone else math.gcd(seen, group.order)
+    return seen
+
+
+def _check_poses(group, reads, method, poses, weighting, chunk):
+    """Refuse more poses than there are, and a chunk that does not divide those that are seen."""
+    if poses is not None and not 1 <= poses <= group.order:
+        raise ValueError(f"poses={poses}: average over 1 to {group.order} of {group}, or None.")
+    seen = seen_poses(group, poses, weighting, method=method, reads=reads)
+    if chunk is not None and not (chunk >= 1 and seen % chunk == 0):
+        raise ValueError(f"chunk={chunk} does not divide the {seen} poses: choose a divisor.")
+
+
+def _check_refine(group, refine):
+    """Refuse a group between whose elements there are no poses of the other."""
+    if refine is None:
+        return
+    if not isinstance(group, MatrixGroup):
+        raise ValueError(
+            f"refine={refine} finds poses between elements, and {group} has none there: take SO(2) "
+            "or O(2), or leave it out."
+        )
+    if refine != group.subgroup(getattr(refine, "n", 1)) or refine.n < 3:
+        raise ValueError(
+            f"refine={refine} is no group to refine poses of {group} between: take one such as "
+            f"{group.subgroup(16)}, of 3 rotations or more."
+        )

@@ -16,7 +16,7 @@ softens the first; the second is gone where k is the order of the group. There a
 Poses are added up from the best to the worst, so an input that is turned by an exact element, whose
 scores are the same numbers in other places, gives the same bits, unless scores tie; also where
 poses are drawn, which are ranks among the scores, and the key is the same. Outputs that the group
-acts on are each carried back to the pose of the input before they are added (`carry`), the same
+acts on are each brought back to the pose of the input before they are added (`act`), the same
 bits for groups that do not interpolate. Pure functions; no networks, no state.
 """
 
@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import Group, finite
+from equiadapt_jax.canonicalization import check_scores
+from equiadapt_jax.groups import Group
 
 WEIGHTINGS = ("scores", "faded", "equal", "sampled")
 
@@ -57,12 +58,7 @@ def best(
       ValueError: scores that do not fit the group, k out of range, a temperature that is not
         positive, an unknown weighting, "sampled" without a key.
     """
-    finite(group, "An average over poses")
-    if scores.ndim < 1 or scores.shape[-1] != group.order:
-        raise ValueError(
-            f"Scores of shape {scores.shape} do not fit {group}: the last axis holds one for each "
-            f"of its {group.order} elements."
-        )
+    check_scores(group, scores)
     poses = group.order if poses is None else poses
     if not 1 <= poses <= group.order:
         raise ValueError(
@@ -114,11 +110,11 @@ def _faded(scores):
     return jnp.where(tied, 1 / weights.shape[-1], weights / jnp.where(tied, 1, total))
 
 
-Carry = Callable[[jax.Array, jax.Array], jax.Array]
+Act = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def combine(
-    poses: jax.Array, weights: jax.Array, outputs: jax.Array, *, carry: Carry | None = None
+    poses: jax.Array, weights: jax.Array, outputs: jax.Array, *, act: Act | None = None
 ) -> jax.Array:
     """Σ_j w_j ρ(g_j) y(g_j) of outputs that are known for every element of the group.
 
@@ -126,7 +122,7 @@ def combine(
       poses: g, int32 `(B, k)`, and
       weights: w, `(B, k)`, both from `best`.
       outputs: y, `(B, |G|, ...)`, where `outputs[:, g]` is the prediction for g⁻¹·x.
-      carry: ρ, `carry(g, y)` for elements `(B,)` and outputs `(B, ...)`; None where the group does
+      act: ρ, `act(g, y)` for elements `(B,)` and outputs `(B, ...)`; None where the group does
         not act on them.
 
     Returns:
@@ -137,7 +133,7 @@ def combine(
     chosen = jax.vmap(lambda y, g: y[g])(outputs, poses).astype(dtype)
     total = jnp.zeros_like(chosen[:, 0])
     for j in range(poses.shape[1]):
-        y = chosen[:, j] if carry is None else carry(poses[:, j], chosen[:, j])
+        y = chosen[:, j] if act is None else act(poses[:, j], chosen[:, j])
         total += _weigh(weights[:, j], y)
     return total.astype(outputs.dtype)
 
@@ -153,7 +149,7 @@ def weighted(
     weighting: str = "scores",
     key: jax.Array | None = None,
     chunk: int | None = None,
-    carry: Carry | None = None,
+    act: Act | None = None,
     pad: str = "edge",
     fill: float = 0.0,
     interpolation: str = "linear",
@@ -175,7 +171,7 @@ def weighted(
       key: for "sampled", see `best`.
       chunk: poses that share a pass, which sees chunk · B images; it divides k. None for all, the
         fastest where there is room (on CPUs, XLA runs a loop of smaller passes on one core).
-      carry: ρ, see `combine`.
+      act: ρ, see `combine`.
       pad: what lies outside the image, see `actions.images`.
       fill: its value for `pad="constant"`.
       interpolation: "linear" or "cubic".
@@ -207,7 +203,7 @@ def weighted(
         outputs = predict(canonical.reshape(-1, *images.shape[1:]))
         outputs = outputs.reshape(-1, chunk, *outputs.shape[1:]).astype(total.dtype)
         for j in range(chunk):
-            y = outputs[:, j] if carry is None else carry(g[:, j], outputs[:, j])
+            y = outputs[:, j] if act is None else act(g[:, j], outputs[:, j])
             total += _weigh(w[:, j], y)
         return total, None
 
@@ -225,7 +221,7 @@ def mean(
     predict: Callable[[jax.Array], jax.Array],
     *,
     chunk: int | None = None,
-    carry: Carry | None = None,
+    act: Act | None = None,
     pad: str = "edge",
     fill: float = 0.0,
     interpolation: str = "linear",
@@ -237,7 +233,7 @@ def mean(
     """
     scores = jnp.zeros((images.shape[0], group.order))
     return weighted(
-        group, scores, images, predict, weighting="equal", chunk=chunk, carry=carry, pad=pad,
+        group, scores, images, predict, weighting="equal", chunk=chunk, act=act, pad=pad,
         fill=fill, interpolation=interpolation,
     )  # fmt: skip
 

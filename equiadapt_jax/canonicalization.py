@@ -9,6 +9,7 @@ Pure functions over arrays; no networks, no state.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import SO, Cyclic, Dihedral, Group, MatrixGroup, O, finite
 
 METHODS = ("straight_through", "gumbel", "soft")
+SHORT = 1e-6  # vectors without a longer entry span no frame
+CLEAR = 4.0  # log-odds by which a second vector of length one tells the side of the mirror
 
 
 class Canonical(NamedTuple):
@@ -36,7 +39,7 @@ class Canonical(NamedTuple):
 
 def select_pose(group: Group, scores: jax.Array) -> jax.Array:
     """The pose of the highest score, int32 `(...)`, of scores `(..., |G|)`; the first of equals."""
-    _check(group, scores)
+    check_scores(group, scores)
     return jnp.argmax(scores, -1).astype(jnp.int32)
 
 
@@ -104,14 +107,11 @@ def canonicalize(
       fill: the value outside the image for `pad="constant"`.
       interpolation: "linear" or "cubic", see `actions.images`.
     """
-    if weights is None or isinstance(group, MatrixGroup):
-        if weights is not None:
-            finite(group, "A canonical input by weights")
-        return image_actions.act(
-            group, group.inverse(pose), images, pad=pad, fill=fill, interpolation=interpolation
-        )
-    _check(group, weights, images)
-    return _canonicalize(group, (pad, fill, interpolation), pose, weights, images)
+    bring = _bring(group, pad, fill, interpolation)
+    if weights is None:
+        return bring(pose, images)
+    group = _check(group, weights, images)
+    return straight_through(group, pose, weights, images, bring)
 
 
 def mixture(
@@ -125,18 +125,7 @@ def mixture(
 ) -> jax.Array:
     """Σ_g w_g g⁻¹·x over the whole group, for soft weights `(..., |G|)`; arguments as above."""
     _check(group, weights, images)
-    dtype = np.promote_types(images.dtype, np.float32)
-
-    @jax.checkpoint
-    def add(total, g):
-        turned = image_actions.act(
-            group, group.inverse(g), images, pad=pad, fill=fill, interpolation=interpolation
-        )
-        weight = jnp.take(weights, g, -1)[..., None, None, None].astype(dtype)
-        return total + weight * turned.astype(dtype), None
-
-    zero = jnp.zeros(images.shape, dtype)
-    return jax.lax.scan(add, zero, group.elements())[0].astype(images.dtype)
+    return weighted_sum(group, weights, images, _bring(group, pad, fill, interpolation))
 
 
 def invert(
@@ -208,48 +197,40 @@ def frame(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
     return jnp.stack([right, -up], -1)
 
 
-def expected_frame(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
-    """The mean of both mirrored frames, `(..., 2, 2)`, weighted by how clear their choice is.
+def mirror_log_odds(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
+    """Log-odds that the pose has no mirror, `(...)`: not negative where `frame` has none.
 
-    With t the cosine between the second vector and the right of the unmirrored frame, the frame has
-    probability (1 + |t|) / 2 and its mirror image the rest: differentiable in both vectors, equal
-    to `frame` where they are perpendicular, and for SO(2) everywhere. Arguments as for `frame`.
+    Four times the length of the second vector along the right of the unmirrored frame. Of its
+    length and not its angle, whose derivative would vanish where it points the other way. Arguments
+    as for `frame`, of O(2) alone.
     """
-    up, right, clear = _up_and_right(group, vectors)
-    return jnp.stack([clear[..., None] * right, -up], -1)
+    if not isinstance(group, O):
+        raise ValueError(f"{group} has no mirrors of which there could be odds: take O(2).")
+    return CLEAR * _up_and_right(group, vectors)[2]
 
 
 def _up_and_right(group, vectors):
-    """Unit vectors `(..., 2)` that span the frame, and |t| of `expected_frame`."""
-    if not isinstance(group, MatrixGroup):
-        raise ValueError(
-            f"A frame is a pose of SO(2) or O(2), and the group is {group}: use select_pose for "
-            "finite groups."
-        )
-    rows = 2 if isinstance(group, O) else 1
-    if vectors.shape[-2:] != (rows, 2):
-        raise ValueError(
-            f"Vectors of shape {vectors.shape} do not span a frame of {group}: give "
-            f"(..., {rows}, 2)."
-        )
+    """Unit vectors `(..., 2)` that span the frame; how far it is not mirrored, for SO(2) None."""
+    check_vectors(group, vectors)
     vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
     up, known = _unit(vectors[..., 0, :], (0.0, -1.0))
     right = jnp.stack([-up[..., 1], up[..., 0]], -1)
-    if rows == 1:
-        return up, right, jnp.ones_like(up[..., 0])
-    side, sided = _unit(vectors[..., 1, :], (1.0, 0.0))
-    cosine = side[..., 0] * right[..., 0] + side[..., 1] * right[..., 1]
-    cosine = jnp.where(known & sided, cosine, 1)
-    sign = jnp.where(cosine < 0, -1, 1).astype(up.dtype)
-    return up, sign[..., None] * right, sign * cosine
+    if not isinstance(group, O):
+        return up, right, None
+    side = vectors[..., 1, :]
+    known &= ~(jnp.abs(side).max(-1) <= SHORT)
+    along = side[..., 0] * right[..., 0] + side[..., 1] * right[..., 1]
+    along = jnp.where(known, along, 0)
+    sign = jnp.where(along < 0, -1, 1).astype(up.dtype)
+    return up, sign[..., None] * right, along
 
 
 def _unit(vector, instead):
-    """The vector at length one, or another where it is shorter than 1e-6; and which it was."""
+    """The vector at length one, or another where it is too short; and which it was."""
     # Greater and smaller entry: which is x and which y must not change the last bits.
     large = jnp.maximum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
     small = jnp.minimum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
-    long_enough = ~(large <= 1e-6)  # what is not a number stays so, and is seen
+    long_enough = ~(large <= SHORT)  # what is not a number stays so, and is seen
     large = jnp.where(long_enough, large, 1)
     ratio = jnp.where(long_enough, small / large, 0)
     length = (large * jnp.sqrt(1 + ratio * ratio))[..., None]
@@ -342,46 +323,110 @@ def from_refined(
     return Canonical(inputs, pose, scores, None)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _canonicalize(group, how, pose, weights, images):
-    return _transform(group, how, pose, images)
+def _bring(group, pad, fill, interpolation):
+    """(g, images) ↦ g⁻¹·x."""
+
+    def bring(g, images):
+        g = group.inverse(g)
+        return image_actions.act(group, g, images, pad=pad, fill=fill, interpolation=interpolation)
+
+    return bring
 
 
-def _transform(group, how, pose, images):
-    pad, fill, interpolation = how
-    g = group.inverse(pose)
-    return image_actions.act(group, g, images, pad=pad, fill=fill, interpolation=interpolation)
+# (elements, one for all or for each of the batch, and arrays) ↦ arrays of the same shape.
+Transform = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def _canonicalize_forward(group, how, pose, weights, images):
-    return _canonicalize(group, how, pose, weights, images), (pose, weights, images)
+def weighted_sum(group: Group, weights: jax.Array, x: jax.Array, transform: Transform) -> jax.Array:
+    """Σ_g w_g transform(g, x) over the whole group, one transform in memory at a time.
+
+    Args:
+      group: the group.
+      weights: `(..., |G|)`.
+      x: arrays `(..., *)`, with the leading shape of the weights.
+      transform: `transform(g, x)` for an element and such arrays.
+
+    Returns:
+      The shape and dtype of x, added up in at least float32.
+    """
+    dtype = np.promote_types(x.dtype, np.float32)
+
+    @jax.checkpoint
+    def add(total, g):
+        weight = jnp.expand_dims(jnp.take(weights, g, -1), _own(weights, x)).astype(dtype)
+        return total + weight * transform(g, x).astype(dtype), None
+
+    return jax.lax.scan(add, jnp.zeros(x.shape, dtype), group.elements())[0].astype(x.dtype)
 
 
-def _canonicalize_backward(group, how, residuals, cotangent):
-    pose, weights, images = residuals
-    dtype = np.promote_types(weights.dtype, images.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def straight_through(
+    group: Group, pose: jax.Array, weights: jax.Array, x: jax.Array, transform: Transform
+) -> jax.Array:
+    """`transform(pose, x)`, with the derivative of `weighted_sum` with respect to the weights.
+
+    That is ⟨∂L/∂y, transform(g, x)⟩ for each g, one in memory at a time; the derivative with
+    respect to x is the transpose of the one transform made. Only reverse mode is defined. `pose`
+    is int32 `(...)`, the others are as in `weighted_sum`.
+    """
+    return transform(pose, x)
+
+
+def _straight_through_forward(group, pose, weights, x, transform):
+    return transform(pose, x), (pose, weights, x)
+
+
+def _straight_through_backward(group, transform, residuals, cotangent):
+    pose, weights, x = residuals
+    dtype = np.promote_types(weights.dtype, x.dtype)
 
     def inner_product(g):
-        turned = _transform(group, how, g, images).astype(dtype)
-        return jnp.sum(cotangent.astype(dtype) * turned, (-3, -2, -1))
+        return jnp.sum(cotangent.astype(dtype) * transform(g, x).astype(dtype), _own(weights, x))
 
     products = jnp.moveaxis(jax.lax.map(inner_product, group.elements()), 0, -1)
-    _, transpose = jax.vjp(lambda x: _transform(group, how, pose, x), images)
+    _, transpose = jax.vjp(lambda x: transform(pose, x), x)
     return None, products.astype(weights.dtype), transpose(cotangent)[0]
 
 
-_canonicalize.defvjp(_canonicalize_forward, _canonicalize_backward)
+straight_through.defvjp(_straight_through_forward, _straight_through_backward)
 
 
-def _check(group, scores, images=None):
-    finite(group, "A pose by scores or weights")
+def _own(weights, x):
+    """The axes of x behind the batch."""
+    return tuple(range(weights.ndim - 1, x.ndim))
+
+
+def check_scores(group: Group | MatrixGroup, scores: jax.Array) -> Group:
+    """The group; ValueError for scores or weights that are not one for each of its elements."""
+    group = finite(group, "A choice by scores or weights")
     if scores.ndim < 1 or scores.shape[-1] != group.order:
         raise ValueError(
             f"Scores or weights of shape {scores.shape} do not fit {group}: the last axis holds "
             f"one for each of its {group.order} elements."
         )
-    if images is not None and scores.shape[:-1] != images.shape[:-3]:
+    return group
+
+
+def check_vectors(group: Group | MatrixGroup, vectors: jax.Array) -> None:
+    """ValueError for a finite group, or vectors that do not span a frame of SO(2) or O(2)."""
+    if not isinstance(group, MatrixGroup):
         raise ValueError(
-            f"Weights of shape {scores.shape} do not fit images of shape {images.shape}: give one "
+            f"A frame is a pose of SO(2) or O(2), and the group is {group}: use select_pose for "
+            "finite groups."
+        )
+    rows = 2 if isinstance(group, O) else 1
+    if vectors.shape[-2:] != (rows, 2):
+        raise ValueError(
+            f"Vectors of shape {vectors.shape} do not span a frame of {group}: give "
+            f"(..., {rows}, 2)."
+        )
+
+
+def _check(group, weights, images):
+    group = check_scores(group, weights)
+    if weights.shape[:-1] != images.shape[:-3]:
+        raise ValueError(
+            f"Weights of shape {weights.shape} do not fit images of shape {images.shape}: give one "
             "row of weights for each image."
         )
+    return group

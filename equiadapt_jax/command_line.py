@@ -33,27 +33,33 @@ def config_flag(default: Path) -> Any:
 def settings_of(flag: Any) -> dict[str, Any]:
     """The settings of the flag --config, as `flags.FLAGS["config"]` has it.
 
-    Where --config.scorer.name or --config.predictor.name chooses another network than the file
+    Where --config.canonicalizer or --config.predictor.name chooses another network than the file
     does, those of the file's options that it has not are left out; options given as flags stay.
+    Where --config.group alone does, from a finite group to so2 or o2, the canonicalizer is
+    steerable.
     """
     from ml_collections import config_flags
 
-    from equiadapt_jax.training.build import fitting_options
+    from equiadapt_jax.training.build import canonicalizer_for, fitting_options
+    from equiadapt_jax.training.config import NAMED_BY, network_name
 
-    values, given = flag.value.to_dict(), config_flags.get_override_values(flag)
-    for role in ("scorer", "predictor"):
-        if f"{role}.name" not in given:
-            continue
-        settings = values[role]
-        before = flag.parser.parse(config_flags.get_config_filename(flag))[role]
-        if settings["name"] == before["name"]:
+    values = flag.value.copy_and_resolve_references()
+    given = config_flags.get_override_values(flag)
+    if "group" in given and not {"canonicalizer", "scorer.refine"} & set(given):
+        values.canonicalizer = canonicalizer_for(
+            values.group, values.canonicalizer, values.scorer.refine
+        )
+    before = flag.parser.parse(config_flags.get_config_filename(flag))
+    for role in NAMED_BY:
+        settings, name = values[role], network_name(values, role)
+        if name == network_name(before, role):
             continue
         prefix = f"{role}.options."
         asked = {name.removeprefix(prefix) for name in given if name.startswith(prefix)}
-        kept = fitting_options(role, settings["name"], settings["options"])
-        kept |= {name: value for name, value in settings["options"].items() if name in asked}
-        settings["options"] = kept
-    return values
+        options = settings.options.to_dict()
+        kept = fitting_options(role, name, options)
+        settings.options = kept | {option: options[option] for option in asked}
+    return values.to_dict()
 
 
 def take_help() -> list[str]:

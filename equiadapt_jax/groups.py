@@ -131,7 +131,7 @@ class _Orthogonal:
     """
 
     d: int
-    _finite: ClassVar[str]  # what to take where the elements must be counted
+    _circle: ClassVar[type]  # the kind of its finite subgroups
 
     def __post_init__(self):
         if self.d != 2 or isinstance(self.d, bool):
@@ -144,6 +144,10 @@ class _Orthogonal:
     def order(self) -> None:
         """None: there are infinitely many elements."""
         return None
+
+    def subgroup(self, n: int) -> "Group":
+        """C_n in SO(2), D_n in O(2); that of n = 4 moves pixels onto pixels."""
+        return self._circle(n)
 
     def elements(self) -> jax.Array:
         """Raises ValueError: infinitely many elements cannot be listed."""
@@ -173,11 +177,8 @@ class _Orthogonal:
         """
         angle = jnp.asarray(angle)
         angle = angle.astype(jnp.promote_types(angle.dtype, jnp.float32))
-        quarter = jnp.round(angle / (np.pi / 2))
-        rest = angle - quarter * (np.pi / 2)
-        rounding = 4 * jnp.finfo(angle.dtype).eps * jnp.maximum(jnp.abs(angle), 1)
-        rest = rest - jax.lax.stop_gradient(jnp.where(jnp.abs(rest) <= rounding, rest, 0))
-        return self._turned(jnp.cos(rest), jnp.sin(rest), quarter.astype(jnp.int32) % 4)
+        quarter, rest = quarter_turns(angle)
+        return self._turned(jnp.cos(rest), jnp.sin(rest), quarter)
 
     def angle(self, g) -> jax.Array:
         """The angle of g's rotation, which acts after the mirror if there is one, in [−π, π]."""
@@ -226,7 +227,7 @@ class _Orthogonal:
 class SO(_Orthogonal):
     """All rotations of the plane, SO(2)."""
 
-    _finite = "Cyclic(16)"
+    _circle = Cyclic
 
     def random(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         """Uniformly distributed elements, float32 `(*shape, 2, 2)`."""
@@ -242,7 +243,7 @@ class SO(_Orthogonal):
 class O(_Orthogonal):  # noqa: E742, the group's name
     """All rotations of the plane, and each of them after a left-right mirror: O(2)."""
 
-    _finite = "Dihedral(16)"
+    _circle = Dihedral
 
     def random(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         """Uniformly distributed elements, float32 `(*shape, 2, 2)`."""
@@ -261,6 +262,19 @@ class O(_Orthogonal):  # noqa: E742, the group's name
         return g * jnp.stack([sign, jnp.ones_like(sign)], -1)[..., None, :]
 
 
+def quarter_turns(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(quarter turns in 0 to 3, int32; the rest in radians, at most π/4) of angles `(...)`.
+
+    An exact quarter turn, to within rounding of the angle, has a rest of 0, whose derivative is
+    still that of the angle. Angles are floats, of float32 or wider.
+    """
+    quarter = jnp.round(angle / (np.pi / 2))
+    rest = angle - quarter * (np.pi / 2)
+    rounding = 4 * jnp.finfo(angle.dtype).eps * jnp.maximum(jnp.abs(angle), 1)
+    rest = rest - jax.lax.stop_gradient(jnp.where(jnp.abs(rest) <= rounding, rest, 0))
+    return quarter.astype(jnp.int32) % 4, rest
+
+
 Group = Cyclic | Dihedral
 MatrixGroup = SO | O
 
@@ -275,7 +289,7 @@ def finite(group: Group | MatrixGroup, what: str) -> Group:
 def _not_finite(group, what):
     return (
         f"{what} needs a finite group, and {group} has infinitely many elements: take one such as "
-        f"{group._finite}."
+        f"{group._circle.__name__}(16)."
     )
 
 

@@ -1,4 +1,4 @@
-"""How a prediction for the canonical input is carried back to the input: ρ(h(x))·y.
+"""What an element does to predictions, and the way back from the canonical input: ρ(h(x))·y.
 
 An output is called by its representation (see `representations`): "trivial" stays as it is,
 "standard", "sign", "regular", "irrep<k>" are numbers with no place in the image, `(B, ..., d)`, for
@@ -9,12 +9,9 @@ or `(B, T, T, d, C)`, such as a flow, `(B, T, T, 2)`. T may be another resolutio
 Outside of what a field shows its edge continues: the `fill` of images is a colour, no prediction.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 
-from equiadapt_jax import representations
+from equiadapt_jax import canonicalization, representations
 from equiadapt_jax.actions import fields, vectors
 from equiadapt_jax.groups import Group, MatrixGroup
 
@@ -36,16 +33,16 @@ def check(group: Group | MatrixGroup, output: str) -> None:
         ) from error
 
 
-def carry(
-    group: Group | MatrixGroup, output: str, g, y: jax.Array, *, interpolation: str = "linear"
+def act(
+    group: Group | MatrixGroup, g, y: jax.Array, *, output: str, interpolation: str = "linear"
 ) -> jax.Array:
     """ρ(g)·y of predictions `(B, ...)` and an element for each, or one for all.
 
     Args:
       group: the group.
-      output: see the module.
       g: elements.
       y: predictions; of any form for "trivial".
+      output: see the module.
       interpolation: of fields, "linear" or "cubic".
 
     Raises:
@@ -69,35 +66,43 @@ def carry(
     return moved.reshape(y.shape)
 
 
-def carry_back(
+def invert(
     group: Group | MatrixGroup,
-    output: str,
     pose: jax.Array,
     y: jax.Array,
-    weights: jax.Array,
+    weights: jax.Array | None = None,
     *,
+    output: str,
     mix: bool = False,
     interpolation: str = "linear",
 ) -> jax.Array:
-    """ρ(pose)·y while training: with the derivative that reaches the scores.
+    """ρ(pose)·y: predictions for canonical inputs, brought back to the poses of the inputs.
 
-    As in `canonicalization.canonicalize` the value is that of the pose, and the derivative with
-    respect to the weights that of the mixture Σ_g w_g ρ(g)·y: ⟨∂L/∂y, ρ(g)·y⟩ for each g, one in
-    memory at a time. Only reverse mode is defined.
+    With weights, which leave the value as it is, the derivative with respect to them is that of the
+    mixture Σ_g w_g ρ(g)·y, as in `canonicalization.canonicalize`.
 
     Args:
       group: the group.
-      output: see the module.
-      pose: int32 `(B,)`.
+      pose: int32 `(B,)`, for SO(2) and O(2) matrices `(B, 2, 2)`.
       y: predictions `(B, ...)` for the canonical inputs.
-      weights: `(B, |G|)`, from `canonicalization.weights`.
+      weights: `(B, |G|)`, from `canonicalization.weights`; needed only for gradients to the scores.
+      output: see the module.
       mix: return the mixture, as suits soft weights, whose canonical inputs are one too.
       interpolation: of fields.
+
+    Raises:
+      ValueError: predictions that do not have the shape of the output.
     """
-    if output == "trivial":
-        return y
-    how = (group, output, interpolation)
-    return _mixture(how, weights, y) if mix else _carry_back(how, pose, weights, y)
+
+    def transform(g, y):
+        return act(group, g, y, output=output, interpolation=interpolation)
+
+    if weights is None or output == "trivial":
+        return transform(pose, y)
+    group = canonicalization.check_scores(group, weights)
+    if mix:
+        return canonicalization.weighted_sum(group, weights, y, transform)
+    return canonicalization.straight_through(group, pose, weights, y, transform)
 
 
 def _misfit(group, output, y, wanted):
@@ -105,39 +110,3 @@ def _misfit(group, output, y, wanted):
         f"The prediction has shape {y.shape}; for output={output!r} over {group} it must be "
         f"{wanted}."
     )
-
-
-def _carry(how, g, y):
-    group, output, interpolation = how
-    return carry(group, output, g, y, interpolation=interpolation)
-
-
-def _mixture(how, weights, y):
-    dtype = jnp.promote_types(y.dtype, jnp.float32)
-
-    @jax.checkpoint
-    def add(total, g):
-        weight = jnp.take(weights, g, -1).reshape(-1, *[1] * (y.ndim - 1)).astype(dtype)
-        return total + weight * _carry(how, g, y).astype(dtype), None
-
-    zero = jnp.zeros(y.shape, dtype)
-    return jax.lax.scan(add, zero, how[0].elements())[0].astype(y.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _carry_back(how, pose, weights, y):
-    return _carry(how, pose, y)
-
-
-def _carry_back_forward(how, pose, weights, y):
-    return _carry_back(how, pose, weights, y), (pose, weights, y)
-
-
-def _carry_back_backward(how, residuals, cotangent):
-    pose, weights, y = residuals
-    _, to_weights = jax.vjp(lambda w: _mixture(how, w, y), weights)
-    _, to_y = jax.vjp(lambda y: _carry(how, pose, y), y)
-    return None, to_weights(cotangent)[0], to_y(cotangent)[0]
-
-
-_carry_back.defvjp(_carry_back_forward, _carry_back_backward)

@@ -20,15 +20,18 @@ from equiadapt_jax.data import Dataset, open_dataset
 from equiadapt_jax.evaluation import GroupTurns
 from equiadapt_jax.evaluation.assess import Images, Subject, assess
 from equiadapt_jax.evaluation.files import whole
+from equiadapt_jax.evaluation.orbits import BINS
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.evaluation.report import leave, table
 from equiadapt_jax.evaluation.upright import MOST, upright_evidence
 from equiadapt_jax.evaluation.wording import about_evidence, about_the_checkpoint, about_the_prior
-from equiadapt_jax.priors import Identity
+from equiadapt_jax.groups import MatrixGroup
+from equiadapt_jax.priors import Identity, Uniform, VonMises
 from equiadapt_jax.training.build import (
     BASELINES,
     build_model,
     build_prior,
+    evaluation_group,
     group_of,
     with_averaging,
 )
@@ -149,15 +152,14 @@ def evaluate(
         batch_size or config.evaluation_batch_size, split,
     )  # fmt: skip
     known = with_estimated_prior(config, Path(workdir)).prior
-    prior = build_prior(known, model.group)
     if baseline:
-        adapted = Subject(vanilla_prediction(model), params, state)
+        prior, adapted = None, Subject(vanilla_prediction(model), params, state)
     else:
-        adapted = Subject(adapted_prediction(model), params, state, model.group, prior.modes)
-    turns = GroupTurns(
-        groups.finite(groups.from_name(group or _turned_by(config)), "--group"),
-        model.pad, model.fill,
-    )  # fmt: skip
+        prior = build_prior(known, model.group)
+        modes = prior.modes(model.group)
+        adapted = Subject(adapted_prediction(model), params, state, model.group, modes)
+    turned_by = groups.finite(groups.from_name(group or _turned_by(config)), "--group")
+    turns = GroupTurns(turned_by, model.pad, model.fill)
     findings = assess(
         {
             "vanilla": Subject(vanilla_prediction(model), vanilla[0], vanilla[1]),
@@ -222,12 +224,26 @@ def _check_upright(config, facts, dataset, images, prior):
         stored = open_split(config, dataset, config.data.train)
         images, which = Images(stored["source"], stored["size"], stored["how"], 1), "training"
     images = images.first(MOST)
-    group = group_of(config)
-    evidence = upright_evidence(images.chosen(range(len(images))), group, prior.modes)
+    group, modes = _exact_poses(group_of(config), prior)
+    evidence = upright_evidence(images.chosen(range(len(images))), group, modes)
     if evidence is None:
         return None, ""
     name = "identity" if prior == Identity() else config.prior.name
     return evidence, about_evidence(evidence, which, name)
+
+
+def _exact_poses(group, prior):
+    """(a group, its most probable elements) of which the exact ones can be compared.
+
+    Of SO(2) and O(2) the quarter turns and mirrors, seen from the stored pose, whatever its angle;
+    of a uniform prior none, since it says nothing that could be checked.
+    """
+    if not isinstance(group, MatrixGroup):
+        return group, prior.modes(group)
+    if isinstance(prior, Uniform):
+        return groups.Cyclic(1), (0,)
+    mirror = isinstance(prior, VonMises) and prior.mirror == 0.5 and prior.angle == 0
+    return group.subgroup(4), (0, 4) if mirror else (0,)
 
 
 def warning(caveat: str) -> str:
@@ -259,7 +275,7 @@ def evaluation_directory(
 
 
 def _turned_by(config):
-    return config.evaluation_group or config.group
+    return str(evaluation_group(config))
 
 
 def file_name(text: str) -> str:
@@ -353,7 +369,22 @@ def _listed(versions):
 
 
 def _probabilities(prior, group):
+    """Of the elements; for SO(2) and O(2) of those that `orbits.binned` counts."""
+    if isinstance(group, MatrixGroup):
+        return _binned(prior, group.subgroup(BINS))
     return np.asarray(getattr(prior, "probabilities", np.eye(group.order)[0]))
+
+
+def _binned(prior, bins):
+    if isinstance(prior, Uniform):
+        return np.full(bins.order, 1 / bins.order)
+    if not isinstance(prior, VonMises):
+        return np.eye(bins.order)[0]
+    angle = 2 * np.pi * np.arange(bins.n) / bins.n
+    share = np.exp(prior.kappa * (np.cos(angle - prior.angle) - 1))
+    share /= share.sum()
+    sides = [1 - prior.mirror, prior.mirror][: bins.order // bins.n]
+    return np.concatenate([side * share for side in sides])
 
 
 def check_same_kind(dataset: Dataset, facts: Mapping[str, Any]) -> None:

@@ -105,6 +105,44 @@ def test_quarter_turns_of_oblong_images_swap_height_and_width():
     np.testing.assert_array_equal(back, points)
 
 
+@pytest.mark.parametrize("group", [D4, O(2)], ids=str)
+def test_images_of_several_sizes_take_one_element_or_one_each(group):
+    """As each image by itself, for quarter turns of oblong ones too, and under jit."""
+    rng = np.random.default_rng(2)
+    sizes = np.array([(6, 10), (7, 7), (4, 9)]) if group == D4 else np.array([(6, 6), (9, 9)] * 2)
+    low = rng.uniform(0, 3, (len(sizes), 5, 2)).astype(np.float32)
+    boxes = np.concatenate([low, low + 1], -1)
+    for act, data in (
+        (annotations.act_on_keypoints, low),
+        (annotations.act_on_polygons, low),
+        (annotations.act_on_boxes, boxes),
+    ):
+        for i in (1, 3, 6):
+            g = i if group == D4 else D4.matrix(i)
+            expected = [act(group, g, a, tuple(size)) for a, size in zip(data, sizes, strict=True)]
+            np.testing.assert_array_equal(act(group, g, data, sizes), expected)
+            each = np.stack([np.asarray(g)] * len(sizes))
+            np.testing.assert_array_equal(act(group, each, data, sizes), expected)
+            traced = jax.jit(act, static_argnums=0)(group, g, data, sizes)
+            np.testing.assert_allclose(traced, expected, atol=1e-6)
+            turned = annotations.turned_size(group, g, sizes)
+            np.testing.assert_array_equal(turned, annotations.turned_size(group, each, sizes))
+
+
+def test_one_size_serves_elements_of_their_own_and_nested_batches():
+    points = np.random.default_rng(4).uniform(0, 6, (2, 3, 4, 2)).astype(np.float32)
+    sizes = np.array([[(6, 10), (7, 7), (4, 9)], [(5, 5), (8, 6), (6, 6)]])
+    g = np.array([[1, 5, 3], [0, 7, 2]])
+    whole = annotations.act_on_keypoints(D4, g, points, sizes)
+    by_element = annotations.act_on_keypoints(D4, g, points, (6, 10))
+    by_size = annotations.act_on_keypoints(D4, 3, points, sizes)
+    for i, j in np.ndindex(2, 3):
+        one = lambda g, size: annotations.act_on_keypoints(D4, g, points[i, j], size)  # noqa: E731, B023
+        np.testing.assert_array_equal(whole[i, j], one(g[i, j], sizes[i, j]))
+        np.testing.assert_array_equal(by_element[i, j], one(g[i, j], (6, 10)))
+        np.testing.assert_array_equal(by_size[i, j], one(3, sizes[i, j]))
+
+
 def test_there_and_back_and_one_after_another(x64):
     rng = np.random.default_rng(3)
     g, h = rng.integers(0, 16, (2, 40))
@@ -189,6 +227,11 @@ REFUSED = {
                       "cyclic8 would change the shape of images of 4×6 pixels: pad or crop"),
     "sizes of others": (lambda: annotations.turned_size(C4, G[:3], np.ones((2, 2))), ValueError,
                         r"size has shape \(2, 2\): give \(H, W\), or one for each element"),
+    "sizes for other annotations": (
+        lambda: annotations.act_on_keypoints(C4, 1, P, np.ones((2, 2))), ValueError,
+        r"Sizes of shape \(2, 2\) do not fit annotations of shape \(3, 2\): give \(H, W\), or one"),
+    "no size": (lambda: annotations.turned_size(C4, 1, 4), ValueError,
+                r"size has shape \(\): give \(H, W\)"),
     "logits": (lambda: annotations.act_on_masks(C4, 0, P), TypeError,
                "float32 are logits or probabilities: carry them with actions.images.act"),
     "oblong masks": (lambda: annotations.act_on_masks(C4, 0, P > 0), ValueError,

@@ -115,6 +115,7 @@ PUBLIC = {
     "groups.SO.matrix": "self, g, dtype=",
     "groups.SO.rotation": "self, angle",
     "groups.SO.angle": "self, g",
+    "groups.SO.subgroup": "self, n",
     "groups.O.reflects": "self, g",
     "groups.O.mirrored": "self, g, where=",
     "actions.images.rotate": "images, angle, *, pad=, fill=, interpolation=",
@@ -132,7 +133,8 @@ PUBLIC = {
     "actions.squares.to_images": "squares, height, width, *, axis=",
     "representations.dimension": "group, representation",
     "representations.matrix": "group, g, representation, dtype=",
-    "outputs.carry": "group, output, g, y, *, interpolation=",
+    "outputs.act": "group, g, y, *, output, interpolation=",
+    "outputs.invert": "group, pose, y, weights=, *, output, mix=, interpolation=",
     "canonicalization.select_pose": "group, scores",
     "canonicalization.weights": "scores, *, method=, temperature=, key=",
     "canonicalization.canonicalize": (
@@ -144,16 +146,16 @@ PUBLIC = {
         "group, scores, images, *, method=, temperature=, key=, pad=, fill=, interpolation="
     ),
     "canonicalization.frame": "group, vectors",
-    "canonicalization.expected_frame": "group, vectors",
+    "canonicalization.mirror_log_odds": "group, vectors",
     "canonicalization.from_vectors": "group, vectors, images, *, pad=, fill=, interpolation=",
     "canonicalization.refine": "group, scores",
     "canonicalization.from_refined": "group, scores, images, *, pad=, fill=, interpolation=",
     "averaging.best": "group, scores, *, poses=, temperature=, weighting=, key=",
-    "averaging.mean": "group, images, predict, *, chunk=, carry=, pad=, fill=, interpolation=",
-    "averaging.combine": "poses, weights, outputs, *, carry=",
+    "averaging.mean": "group, images, predict, *, chunk=, act=, pad=, fill=, interpolation=",
+    "averaging.combine": "poses, weights, outputs, *, act=",
     "averaging.weighted": (
         "group, scores, images, predict, *, poses=, temperature=, weighting=, key=, "
-        "chunk=, carry=, pad=, fill=, interpolation="
+        "chunk=, act=, pad=, fill=, interpolation="
     ),
     "priors.Identity.loss": "self, group, scores, *, applied=",
     "priors.Categorical": "probabilities, kl_weight=, per_sample=",
@@ -161,6 +163,8 @@ PUBLIC = {
     "priors.Uniform.loss": "self, group, scores, *, applied=",
     "priors.VonMises": "kappa, angle=, mirror=",
     "priors.VonMises.loss": "self, group, scores, *, applied=",
+    "priors.Refined": "group, prior",
+    "priors.Refined.loss": "self, group, scores, *, applied=",
     "Network": "init, apply, features=",
     "from_linen": "module",
     "from_nnx": "module",
@@ -168,7 +172,7 @@ PUBLIC = {
     "adapt": (
         "group, scorer, predictor, *, preprocess=, output=, freeze_predictor=, method=, "
         "temperature=, pad=, fill=, interpolation=, features=, poses=, chunk=, "
-        "weighting=, mask="
+        "weighting=, mask=, refine="
     ),
     "orbit_scorer": "group, network, *, reference=, scale=, pad=, fill=, interpolation=",
     "energies.Energy": "function, margin=",

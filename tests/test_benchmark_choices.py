@@ -41,8 +41,8 @@ def workdir(request, tiny, tmp_path_factory) -> Path:
     """A tiny run on colour images, whose scorer reads images or features."""
     config = tiny("image_folder", mode="frozen")
     if request.param == "features":
-        scorer = dataclasses.replace(config.scorer, name="features", options={"hidden": 4})
-        config = dataclasses.replace(config, scorer=scorer)
+        scorer = dataclasses.replace(config.scorer, options={"hidden": 4})
+        config = dataclasses.replace(config, canonicalizer="features", scorer=scorer)
     workdir = tmp_path_factory.mktemp("runs") / request.param
     run.train(config, workdir)
     return workdir

@@ -143,7 +143,8 @@ def reading(tiny, mode="prior", **adaptation):
     """A tiny run whose scorer reads features."""
     config = tiny(
         mode=mode,
-        scorer=settings.Scorer(name="features", options={"grid": 2, "hidden": 8}),
+        canonicalizer="features",
+        scorer=settings.Scorer(options={"grid": 2, "hidden": 8}),
         averaging="weighted",
     )
     adaptation = dataclasses.replace(config.adaptation, **adaptation)

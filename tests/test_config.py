@@ -42,7 +42,7 @@ def test_a_scorer_is_chosen_by_its_flag_alone(file, name, monkeypatch):
     path = ROOT / "configs" / f"{file}.py"
     mode = ["--config.adaptation.mode=joint"] if name == "confidence" else []
     config = resolve(
-        given(monkeypatch, f"--config={path}:tiny", f"--config.scorer.name={name}", *mode)
+        given(monkeypatch, f"--config={path}:tiny", f"--config.canonicalizer={name}", *mode)
     )
     build.check_training(config)
     model = build_model(config, 10)
@@ -57,21 +57,21 @@ def test_options_given_as_flags_are_refused_where_the_network_has_none(monkeypat
     path = ROOT / "configs" / "cifar10_resnet20.py"
     file = f"--config={path}:tiny"
     config = given(
-        monkeypatch, file, "--config.scorer.name=energy", "--config.scorer.options.grid=3"
+        monkeypatch, file, "--config.canonicalizer=energy", "--config.scorer.options.grid=3"
     )
     assert config.scorer.options == {"grid": 3, "hidden": 8}
     config = given(
-        monkeypatch, f"--config={path}", "--config.scorer.name=energy",
+        monkeypatch, f"--config={path}", "--config.canonicalizer=energy",
         "--config.scorer.options.dropout=0.1",
     )  # fmt: skip
     with pytest.raises(ValueError, match="scorer.options.dropout is not an option of ConvNet"):
         resolve(config)
-    same = given(monkeypatch, file, "--config.scorer.name=features")
+    same = given(monkeypatch, file, "--config.canonicalizer=features")
     assert same == shipped(path, "tiny")  # as the file has it
     other = given(monkeypatch, file, "--config.predictor.name=vit")
     assert other.predictor.options == {}
-    with pytest.raises(ValueError, match="scorer.name is 'nobody': choose one of group_conv"):
-        given(monkeypatch, file, "--config.scorer.name=nobody")
+    with pytest.raises(ValueError, match="canonicalizer is 'nobody': choose one of group_conv"):
+        given(monkeypatch, file, "--config.canonicalizer=nobody")
 
 
 def test_data_that_are_not_turned_have_the_fingerprint_from_before_any_could_be():
@@ -95,7 +95,10 @@ def test_every_setting_is_explained_with_value_and_default():
     for cls, field in all_fields():
         assert f".{field.name}" in text, f"{cls.__name__}.{field.name}"
         assert " ".join(field.metadata["meaning"].split()) in joined
-    assert "--config.group=cyclic8 cyclic<n> or dihedral<n> (default cyclic4)" in joined
+    assert (
+        "--config.group=cyclic8 cyclic<n> or dihedral<n>, or of all angles so2 or o2 (default "
+        "cyclic4)"
+    ) in joined
     assert "--config.seed=0 of init" in joined  # no default beside a value that is it
     assert "pool=token, class_token=True" in joined
     assert max(map(len, text.splitlines())) <= 100
@@ -181,7 +184,7 @@ def test_resolved_settings_build_the_same_and_survive_json(path):
     ]
     assert shapes[0] == shapes[1]
     for role in ("scorer", "predictor"):
-        network = build._network(role, getattr(config, role).name)
+        network = build._network(role, settings.network_name(config, role))
         fields = {field.name for field in dataclasses.fields(network)}
         given_elsewhere = {"group", "num_classes", "dtype", "pad", "fill", "parent", "name"}
         assert set(getattr(again, role).options) == fields - given_elsewhere
@@ -200,7 +203,7 @@ def test_fingerprints_do_not_depend_on_places_or_logging():
     assert settings.fingerprint(config, {"a": 1}) != settings.fingerprint(config, {"a": 2})
     for change in (
         {"seed": 1}, {"logging": settings.Logging(evaluate_every=7)},
-        {"scorer": settings.Scorer("other")},
+        {"canonicalizer": "other"},
     ):  # fmt: skip
         changed = dataclasses.replace(config, **change)
         assert settings.fingerprint(config) != settings.fingerprint(changed)

@@ -91,21 +91,19 @@ def test_the_frame_has_the_derivative_of_its_angle(x64):
     np.testing.assert_allclose(jax.jit(jax.grad(angle))(v), expected, atol=1e-14)
 
 
-def test_the_expected_frame_weighs_both_mirrored_ones(x64):
+def test_the_odds_of_a_mirror_follow_the_second_vector(x64):
     v = vectors(30, 2)
-    expected = []
-    for up, right in v:
-        up, right = up / np.linalg.norm(up), right / np.linalg.norm(right)
-        plain = np.array([-up[1], up[0]])
-        t = right @ plain
-        frames = [np.stack([side * plain, -up], -1) for side in (1, -1)]
-        expected.append((1 + t) / 2 * frames[0] + (1 - t) / 2 * frames[1])
-    actual = jax.jit(canonicalization.expected_frame, static_argnums=0)(O(2), v)
-    np.testing.assert_allclose(actual, expected, atol=1e-13)
-    one = vectors(5, 1)
-    np.testing.assert_array_equal(
-        canonicalization.expected_frame(SO(2), one), canonicalization.frame(SO(2), one)
-    )
+    found = jax.jit(canonicalization.mirror_log_odds, static_argnums=0)(O(2), v)
+    up = v[:, 0] / np.linalg.norm(v[:, 0], axis=-1, keepdims=True)
+    right = np.stack([-up[:, 1], up[:, 0]], -1)
+    np.testing.assert_allclose(found, 4 * (v[:, 1] * right).sum(-1), atol=1e-13)
+    np.testing.assert_array_equal(found < 0, O(2).reflects(frame(O(2), v)))
+    turned = np.einsum("bij,bkj->bki", sample(SO(2), 30, np.float64), v)
+    np.testing.assert_allclose(canonicalization.mirror_log_odds(O(2), turned), found, atol=1e-12)
+    mirrored = canonicalization.mirror_log_odds(O(2), v * [-1, 1])
+    np.testing.assert_allclose(mirrored, -found, atol=1e-12)
+    with pytest.raises(ValueError, match=r"so2 has no mirrors .* take O\(2\)"):
+        canonicalization.mirror_log_odds(SO(2), vectors(5, 1))
 
 
 @pytest.mark.parametrize(
@@ -222,29 +220,43 @@ def test_von_mises_is_the_logarithm_of_a_density(x64):
             np.testing.assert_allclose(loss, -np.log(density[i]), atol=1e-9)
 
 
-@pytest.mark.parametrize("mirror", [0.0, 0.3, 0.5])
-def test_on_o2_both_halves_share_the_density(mirror, x64):
-    kappa, mean = 2.3, 0.7
-    angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
-    expected_m = (1 - mirror) * turn(mean) + mirror * turn(mean) @ MIRROR
-    unnormalised = np.array(
-        [[np.exp(kappa / 2 * np.trace(expected_m.T @ turn(a, m))) for a in angles] for m in (0, 1)]
-    )
-    density = unnormalised / unnormalised.mean()
+def certain(angle, mirrored):
+    """Vectors whose pose is this, and which leave no doubt on which side of the mirror."""
+    r = turn(angle, mirrored)
+    return np.stack([r @ [0, -1], 20 * r @ [1, 0]])
+
+
+@pytest.mark.parametrize("mirror", [0.0, 0.3, 0.5, 1.0])
+def test_on_o2_each_half_has_the_density_of_the_angle(mirror, x64):
+    """Its share of a von Mises distribution of the same width, whatever the share."""
+    kappa, mean, count = 30.0, 0.7, 720
+    angles = np.linspace(mean - np.pi, mean + np.pi, count, endpoint=False)
     prior = priors.VonMises(kappa, mean, mirror)
-    for m, i in ((0, 10), (1, 10), (1, 200)):
-        r = turn(angles[i], m)
-        v = np.stack([r @ [0, -1], r @ [1, 0]])[None]
-        np.testing.assert_allclose(prior.loss(O(2), v), -np.log(density[m, i]), atol=1e-9)
+    loss = jax.jit(jax.vmap(lambda v: prior.loss(O(2), v)))
+    for mirrored, share in ((0, 1 - mirror), (1, mirror)):
+        density = np.exp(-loss(np.stack([certain(a, mirrored) for a in angles]))) / 2
+        np.testing.assert_allclose(density.mean(), share, atol=1e-9)
+        if share:
+            variance = (density * (angles - mean) ** 2).sum() / density.sum()
+            np.testing.assert_allclose(np.sqrt(variance), 1 / np.sqrt(kappa), rtol=0.02)
+
+
+def test_of_an_undecided_mirror_the_density_is_the_mean(x64):
+    prior, r = priors.VonMises(2.0, 0.4, 0.3), turn(1.1)
+    v = np.stack([r @ [0, -1], r @ [0, 3.0]])[None]  # along up: either side
+    each = [np.exp(-prior.loss(O(2), certain(1.1, m)[None])) for m in (0, 1)]
+    np.testing.assert_allclose(prior.loss(O(2), v), -np.log(np.mean(each)), atol=1e-9)
 
 
 def test_the_identity_prior_is_one_minus_the_cosine(x64):
     angles = np.array([0.0, 0.5, -2.0, np.pi])
     loss = priors.Identity().loss(SO(2), up(angles))
     np.testing.assert_allclose(loss, np.mean(1 - np.cos(angles)), atol=1e-14)
-    r = turn(0.4, 1)
-    v = np.stack([r @ [0, -1], r @ [1, 0]])[None]
-    np.testing.assert_allclose(priors.Identity().loss(O(2), v), 1, atol=1e-14)
+    for mirrored, sign in ((0, 1), (1, -1)):
+        r = turn(0.4, mirrored)
+        v = np.stack([r @ [0, -1], 0.7 * r @ [1, 0]])[None]
+        expected = 1 - np.cos(0.4) + np.log(1 + np.exp(-sign * 4 * 0.7))
+        np.testing.assert_allclose(priors.Identity().loss(O(2), v), expected, atol=1e-14)
 
 
 @pytest.mark.parametrize("prior", [priors.Identity(), priors.VonMises(3.0, 0.8)], ids=str)
@@ -272,6 +284,86 @@ def test_the_mirror_is_learned_from_the_prior():
     assert int(O(2).reflects(canonicalization.frame(O(2), v))[0]) == 0
 
 
+@pytest.mark.parametrize("prior", [priors.Identity(), priors.VonMises(2.0)], ids=str)
+def test_exactly_mirrored_frames_are_no_plateau(prior, x64):
+    """Wherever up is, the slope is not small, and leads to the right pose."""
+    rng = np.random.default_rng(0)
+    angles = rng.uniform(-3, 3, 200)
+    v = np.stack([turn(a, 1) @ np.array([[0, 1.0], [-1, 0]]) for a in angles]).swapaxes(1, 2)
+    one = jax.grad(lambda v: prior.loss(O(2), v))
+    slope = jax.jit(jax.vmap(one))
+    assert np.linalg.norm(slope(v).reshape(200, -1), axis=-1).min() > 1
+    for _ in range(300):
+        v = v - 0.1 * slope(v)
+    pose = frame(O(2), v)
+    assert not np.asarray(O(2).reflects(pose)).any()
+    assert np.abs(O(2).angle(pose)).max() < 0.02
+
+
+# ---- priors of refined scores ----
+
+
+def smooth(group, refined, place, kappa=None):
+    """The target by hand: exp(κ cos) over the elements on the same side, κ of one step's width."""
+    kappa = kappa or (refined.n / (2 * np.pi)) ** 2
+    weights = []
+    for i in range(refined.order):
+        element = turn(2 * np.pi * (i % refined.n) / refined.n, i // refined.n)
+        same = np.linalg.det(element) * np.linalg.det(place) > 0
+        weights.append(np.exp(kappa * np.trace(place.T @ element) / 2) if same else 0.0)
+    return np.array(weights) / np.sum(weights)
+
+
+def divergence(target, scores):
+    log_p = scores - np.log(np.exp(scores).sum())
+    some = target > 0
+    return (target[some] * (np.log(target[some]) - log_p[some])).sum()
+
+
+@pytest.mark.parametrize(("group", "refined"), [(SO(2), Cyclic(12)), (O(2), Dihedral(6))], ids=str)
+def test_refined_scores_are_compared_with_a_bump_at_the_applied_pose(group, refined, x64):
+    rng = np.random.default_rng(1)
+    scores, applied = rng.normal(size=(9, refined.order)), sample(group, 9, np.float64)
+    expected = [
+        divergence(smooth(group, refined, a), s) for a, s in zip(applied, scores, strict=True)
+    ]
+    loss = priors.Refined(refined, priors.Identity()).loss(group, scores, applied=applied)
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-10)
+    wide = priors.Refined(refined, priors.VonMises(5.0, 0.3))
+    kappa = 1 / ((2 * np.pi / refined.n) ** 2 + 1 / 5)
+    expected = [
+        divergence(smooth(group, refined, a @ turn(0.3), kappa), s)
+        for a, s in zip(applied, scores, strict=True)
+    ]
+    np.testing.assert_allclose(
+        wide.loss(group, scores, applied=applied), np.mean(expected), rtol=1e-10
+    )
+    assert priors.Refined(refined, priors.Uniform()).loss(group, scores) == 0
+
+
+def test_of_a_mirror_that_is_as_likely_the_nearer_side_counts(x64):
+    refined = Dihedral(6)
+    prior = priors.Refined(refined, priors.VonMises(1e9, mirror=0.5))
+    scores = np.random.default_rng(2).normal(size=(1, refined.order))
+    each = [divergence(smooth(O(2), refined, turn(0, m)), scores[0]) for m in (0, 1)]
+    expected = -np.log(np.mean(np.exp(-np.array(each))))
+    np.testing.assert_allclose(prior.loss(O(2), scores), expected, rtol=1e-6)
+    best = np.log(smooth(O(2), refined, turn(0, 1)) + 1e-12)[None]
+    np.testing.assert_allclose(prior.loss(O(2), best), np.log(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(("group", "refined"), [(SO(2), Cyclic(16)), (O(2), Dihedral(12))], ids=str)
+def test_scores_that_minimise_it_are_refined_to_the_applied_pose(group, refined, x64):
+    applied = sample(group, 40, np.float64)
+    loss = lambda s: priors.Refined(refined, priors.Identity()).loss(group, s, applied=applied)  # noqa: E731
+    scores = np.log(np.stack([smooth(group, refined, a) for a in applied]) + 1e-30)
+    np.testing.assert_allclose(loss(scores), 0, atol=1e-9)
+    assert np.abs(jax.grad(loss)(scores)).max() < 1e-12
+    between = np.asarray(refine(refined, scores)) @ np.linalg.inv(applied)
+    assert np.rad2deg(np.abs(SO(2).angle(between))).max() < 0.1
+    np.testing.assert_allclose(np.linalg.det(between), 1, atol=1e-12)
+
+
 def test_a_uniform_prior_prefers_nothing():
     scores = noise(3, 4)
     for group, values in ((Cyclic(4), scores), (SO(2), scores.reshape(6, 1, 2))):
@@ -281,12 +373,12 @@ def test_a_uniform_prior_prefers_nothing():
 
 
 def test_modes_are_elements_of_the_group():
-    assert priors.modes_of(priors.Identity(), Cyclic(4)) == (0,)
-    (mode,) = priors.modes_of(priors.Uniform(), SO(2))
+    assert priors.Identity().modes(Cyclic(4)) == (0,)
+    (mode,) = priors.Uniform().modes(SO(2))
     np.testing.assert_array_equal(mode, np.eye(2))
-    (mode,) = priors.modes_of(priors.VonMises(1.0, 0.3), SO(2))
+    (mode,) = priors.VonMises(1.0, 0.3).modes(SO(2))
     np.testing.assert_allclose(mode, turn(0.3))
-    both = priors.modes_of(priors.VonMises(1.0, 0.3, 0.5), O(2))
+    both = priors.VonMises(1.0, 0.3, 0.5).modes(O(2))
     np.testing.assert_allclose(both, [turn(0.3), turn(0.3) @ MIRROR])
 
 

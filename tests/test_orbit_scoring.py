@@ -290,21 +290,21 @@ def changed(**changes):
     return config
 
 
-ENERGY = {"name": "energy"}
+ENERGY = {"canonicalizer": "energy"}
 REFUSED = {
     "a term without embeddings": (
         {"adaptation": {"contrastive_weight": 1.0}}, "contrastive_weight needs embeddings",
     ),
     "a term for a number": (
-        {"scorer": {**ENERGY, "reference": "none"}, "adaptation": {"artefact_weight": 1.0}},
-        "artefact_weight needs embeddings of the poses: choose config.scorer.name of energy",
+        {**ENERGY, "scorer": {"reference": "none"}, "adaptation": {"artefact_weight": 1.0}},
+        "artefact_weight needs embeddings of the poses: choose config.canonicalizer of energy",
     ),
     "a reference": (
-        {"scorer": {**ENERGY, "reference": "mean"}}, "scorer.reference is 'mean': choose one of",
+        {**ENERGY, "scorer": {"reference": "mean"}}, "scorer.reference is 'mean': choose one of",
     ),
     "a margin of a trained scorer": ({"scorer": {"margin": 1.0}}, "only confidence, entropy"),
     "nothing to train": (
-        {"scorer": {"name": "confidence"}, "adaptation": {"mode": "frozen"}},
+        {"canonicalizer": "confidence", "adaptation": {"mode": "frozen"}},
         "has nothing to train .* eval.py --predictor=… --data=… --adapt=confidence",
     ),
     "summed predictions of a trained predictor": (
@@ -322,14 +322,15 @@ def test_settings_that_do_not_go_together_are_refused_with_a_reason(case):
         build_model(changed(**changes), 10)
 
 
-FREE = {"name": "confidence"}
+FREE = {"canonicalizer": "confidence"}
 UNTRAINABLE = {
     "a reference of another scorer": ({"scorer": {"reference": "fixed"}}, "group_conv has none"),
     "an embedding of another scorer": (
-        {"scorer": {**FREE, "embedding": 8}}, "embedding is 8, and the scorer confidence has none",
+        {**FREE, "scorer": {"embedding": 8}},
+        "embedding is 8, and the canonicalizer confidence has none",
     ),
     "a negative term": (
-        {"scorer": ENERGY, "adaptation": {"contrastive_weight": -1.0}}, "is -1.0: give 0 or more",
+        {**ENERGY, "adaptation": {"contrastive_weight": -1.0}}, "is -1.0: give 0 or more",
     ),
     "weights that are not used": (
         {"adaptation": {"method": "predictions", "mode": "frozen"}},
@@ -341,13 +342,13 @@ UNTRAINABLE = {
         "leave config.adaptation.temperature_end at 0",
     ),
     "a prior that nothing learns": (
-        {"scorer": FREE, "prior": {"name": "estimated"}}, "prior.name=estimated is for scorers",
+        {**FREE, "prior": {"name": "estimated"}}, "prior.name=estimated is for scorers",
     ),
     "a penalty of nothing": (
-        {"scorer": FREE, "adaptation": {"confidence_penalty": 0.1}}, "confidence_penalty is for",
+        {**FREE, "adaptation": {"confidence_penalty": 0.1}}, "confidence_penalty is for",
     ),
     "a temperature of nothing": (
-        {"scorer": FREE, "adaptation": {"temperature_end": 0.1}}, "temperature_end is for scorers",
+        {**FREE, "adaptation": {"temperature_end": 0.1}}, "temperature_end is for scorers",
     ),
 }  # fmt: skip
 
@@ -364,12 +365,12 @@ def test_settings_that_would_not_be_trained_are_refused_and_no_model_is(case):
 
 
 def test_another_averaging_brings_a_chunk_that_divides_its_poses():
-    energy = changed(scorer=ENERGY, averaging="weighted", chunk=4)
+    energy = changed(**ENERGY, averaging="weighted", chunk=4)
     for averaging, chunk in (("top2", 2), ("top3", 1), ("single", 1), ("mean", 4)):
         config = with_averaging(energy, averaging)
         assert (config.averaging, config.chunk) == (averaging, chunk)
         assert build_model(config, 10).chunk == chunk
-    reads = changed(scorer=FREE, averaging="weighted", chunk=4)
+    reads = changed(**FREE, averaging="weighted", chunk=4)
     assert with_averaging(reads, "top3").chunk == 4  # it sees all poses anyway
     assert with_averaging(changed(averaging="weighted"), "top3").chunk == 0
 
@@ -382,7 +383,7 @@ def test_another_averaging_brings_a_chunk_that_divides_its_poses():
     }.items(),
 )  # fmt: skip
 def test_averaging_is_chosen_by_its_name(averaging, expected):
-    model = build_model(changed(scorer=ENERGY, averaging=averaging), 10)
+    model = build_model(changed(**ENERGY, averaging=averaging), 10)
     assert (model.poses, model.weighting) == expected
 
 
@@ -394,7 +395,7 @@ def test_every_scorer_is_built_from_settings_that_survive(name):
         "energy_vit": {"patch": 6, "width": 8, "depth": 1, "heads": 2},
         "confidence": changed().scorer.options,
     }[name]
-    config = resolve(changed(scorer={"name": name, "options": options}))
+    config = resolve(changed(canonicalizer=name, scorer={"options": options}))
     assert resolve(settings.from_dict(dataclasses.asdict(config))) == config
     model = build_model(config, 10)
     params, state = model.init(KEY, noise(2, 24, 24, 1))
@@ -415,7 +416,7 @@ def test_a_run_is_trained_and_loaded(name, mode, changes, tiny, tmp_path):
     config = tiny(mode=mode)
     config = dataclasses.replace(
         config,
-        scorer=dataclasses.replace(config.scorer, name=name),
+        canonicalizer=name,
         adaptation=dataclasses.replace(config.adaptation, **changes),
         averaging="sampled2",
     )

@@ -162,7 +162,7 @@ def test_the_gradient_of_the_scorer_passes_both_turns(method, output, x64):
 def test_a_flow_may_come_without_an_axis_of_channels():
     y, g = noise(4, 5, 5, 2), np.arange(4)
     expected = fields.act(C4, g, y[..., None], representation="standard")[..., 0]
-    np.testing.assert_array_equal(outputs.carry(C4, "field:standard", g, y), expected)
+    np.testing.assert_array_equal(outputs.act(C4, g, y, output="field:standard"), expected)
 
 
 # ---- images that are not square ----
@@ -254,12 +254,12 @@ REFUSED = {
     "an order too high": (lambda: ea.adapt(*parts(), output="field:irrep9"),
                           "output='field:irrep9' is not available: 'irrep9' is not irreducible"),
     "another mask": (lambda: ea.adapt(*parts(), mask="circle"), "Unknown mask 'circle'.*'disk'"),
-    "logits as a direction": (lambda: outputs.carry(C4, "standard", 0, noise(8, 10)),
+    "logits as a direction": (lambda: outputs.act(C4, 0, noise(8, 10), output="standard"),
                               r"\(8, 10\); for output='standard' over cyclic4 it must be "
                               r"\(B, \.\.\., 2\)"),
-    "logits as maps": (lambda: outputs.carry(C4, "field:trivial", 0, noise(8, 10)),
+    "logits as maps": (lambda: outputs.act(C4, 0, noise(8, 10), output="field:trivial"),
                        r"it must be \(B, T, T, C\)"),
-    "maps as a flow": (lambda: outputs.carry(C4, "field:standard", 0, noise(8, 5, 5, 3)),
+    "maps as a flow": (lambda: outputs.act(C4, 0, noise(8, 5, 5, 3), output="field:standard"),
                        r"it must be \(B, T, T, 2\) or \(B, T, T, 2, C\)"),
 }  # fmt: skip
 

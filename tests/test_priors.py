@@ -190,6 +190,19 @@ REFUSED = {
     "scores of another group": (
         lambda: Identity().loss(GROUP, jnp.zeros((3, 4))),
         r"shape \(3, 4\) do not fit dihedral4.*8 elements"),
+    "scores of another group, of no prior": (
+        lambda: priors.Uniform().loss(GROUP, jnp.zeros((3, 4))), "do not fit dihedral4"),
+    "elements for other inputs": (
+        lambda: Identity().loss(GROUP, jnp.zeros((3, 8)), applied=jnp.zeros(2, int)),
+        r"elements of shape \(2,\) for scores of inputs of shape \(3,\): give one for all"),
+    "elements for other inputs, of no prior": (
+        lambda: priors.Uniform().loss(GROUP, jnp.zeros((3, 8)), applied=jnp.zeros((3, 1), int)),
+        r"elements of shape \(3, 1\) for scores of inputs of shape \(3,\)"),
+    "an element for no batch": (
+        lambda: Identity().loss(GROUP, jnp.zeros(8), applied=jnp.zeros(1, int)),
+        r"elements of shape \(1,\) for scores of inputs of shape \(\)"),
+    "modes of another group": (
+        lambda: Categorical((0.5, 0.5)).modes(GROUP), "2 probabilities and dihedral4 8 elements"),
     "no scores": (lambda: Identity().loss(groups.Cyclic(1), jnp.zeros(())), r"shape \(\)"),
 }  # fmt: skip
 
@@ -199,6 +212,30 @@ def test_what_is_not_a_prior_is_refused_with_a_sentence(case):
     call, sentence = REFUSED[case]
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("prior", [Identity(), Categorical(SKEW), priors.Uniform()], ids=repr)
+def test_applied_elements_are_integers(prior):
+    with pytest.raises(TypeError, match="applied has dtype float32, .* dihedral4 are integers"):
+        prior.loss(GROUP, jnp.zeros((3, 8)), applied=jnp.zeros(3))
+
+
+@pytest.mark.parametrize("prior", [Identity(), priors.Uniform(), priors.VonMises(2.0)], ids=repr)
+def test_what_does_not_fit_a_matrix_group_is_refused_with_a_sentence(prior):
+    vectors, turns = jnp.zeros((3, 1, 2)), jnp.stack([jnp.eye(2)] * 2)
+    with pytest.raises(ValueError, match=r"shape \(3, 2, 2\) do not span a frame of so2"):
+        prior.loss(groups.SO(2), jnp.zeros((3, 2, 2)), applied=jnp.eye(2))
+    with pytest.raises(ValueError, match=r"applied has shape \(3,\), and elements of so2 are mat"):
+        prior.loss(groups.SO(2), vectors, applied=jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"elements of shape \(2,\) for scores of .* \(3,\)"):
+        prior.loss(groups.SO(2), vectors, applied=turns)
+
+
+def test_modes_are_the_most_probable_elements():
+    for prior in (Identity(), priors.Uniform()):
+        assert prior.modes(GROUP) == (0,)
+    assert Categorical(SKEW).modes(GROUP) == (0,)
+    assert Categorical((0.5, 0, 0, 0, 0.5, 0, 0, 0)).modes(GROUP) == (0, 4)
 
 
 def test_applied_is_keyword_only():

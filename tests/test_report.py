@@ -355,8 +355,7 @@ def test_what_an_earlier_evaluation_left_is_not_mixed_in(tmp_path):
 
 def test_per_image_has_the_probability_of_the_pose(tmp_path):
     found = findings(C4, C4)
-    poses = GroupTurns(C4).labels
-    write_per_image(tmp_path / "a.csv", found.outcomes, ("a", "é,", "c"), poses)
+    write_per_image(tmp_path / "a.csv", found.outcomes, ("a", "é,", "c"), C4)
     lines = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == ("image,turn,label,vanilla,vanilla_confidence,adapted,adapted_confidence,"
                         "pose,pose_right,pose_probability")  # fmt: skip

@@ -21,7 +21,7 @@ from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import loop, run
 from equiadapt_jax.training.build import resolve
 from equiadapt_jax.training.checkpoints import Checkpoints
-from equiadapt_jax.training.digests import DamagedCheckpoint, seal
+from equiadapt_jax.training.digests import DamagedCheckpoint, seal, unseal
 from equiadapt_jax.training.logging import MetricsLog
 from equiadapt_jax.training.loop import Stop, Stopped
 from equiadapt_jax.training.workdir import only_one, read_config, read_environment
@@ -397,6 +397,17 @@ def test_settings_are_kept_with_all_options_of_the_networks(finished):
     assert config.predictor.options["depth"] == 1
     assert config.predictor.options["norm_eps"] == 1e-6
     assert config.scorer.options["grid"] == 1
+
+
+def test_a_run_that_names_its_canonicalizer_as_scorer_is_read_alike(finished, tiny, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = unseal(path, {"settings"})
+    values["settings"]["scorer"]["name"] = values["settings"].pop("canonicalizer")
+    path.write_text(seal(values))
+    assert read_config(tmp_path / "run") == read_config(finished)
+    run.train(tiny(), tmp_path / "run", resume=True)
+    assert "canonicalizer" in unseal(path, {"settings"})["settings"]
 
 
 @pytest.mark.parametrize("name", ["model/_METADATA", "checkpoint.json"])

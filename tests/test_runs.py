@@ -30,10 +30,11 @@ def per_image(path):
 def test_a_run_with_a_network_as_energy_is_evaluated_with_other_averages(tiny, tmp_path, capsys):
     """Of a chunk that does not divide what another averaging sees."""
     config = dataclasses.replace(tiny(), averaging="weighted", chunk=4)
-    scorer = dataclasses.replace(config.scorer, name="energy", embedding=8)
+    scorer = dataclasses.replace(config.scorer, embedding=8)
     terms = {"contrastive_weight": 0.1, "artefact_weight": 0.1}
+    adaptation = dataclasses.replace(config.adaptation, **terms)
     config = dataclasses.replace(
-        config, scorer=scorer, adaptation=dataclasses.replace(config.adaptation, **terms)
+        config, canonicalizer="energy", scorer=scorer, adaptation=adaptation
     )
     run.train(config, tmp_path / "run")
     before, after = (ea.load(tmp_path / "run", step=step)[0]["scorer"] for step in (0, 2))
@@ -49,8 +50,7 @@ def test_a_run_with_a_network_as_energy_is_evaluated_with_other_averages(tiny, t
 
 
 def test_a_scorer_without_training_says_that_the_prior_has_no_effect(tiny, tmp_path, capsys):
-    scorer = settings.Scorer(name="confidence")
-    run.train(tiny(scorer=scorer), tmp_path / "run")
+    run.train(tiny(canonicalizer="confidence"), tmp_path / "run")
     assert "config.adaptation.prior_weight has no effect" in capsys.readouterr().out
 
 
@@ -395,7 +395,8 @@ def test_eight_devices_train_as_one_does(scorer, finished, tiny, tmp_path):
     if scorer == "features":
         config = tiny(
             "digits_vit", "prior", averaging="weighted",
-            scorer=settings.Scorer(name="features", options={"grid": 2, "hidden": 8}),
+            canonicalizer="features",
+            scorer=settings.Scorer(options={"grid": 2, "hidden": 8}),
         )  # fmt: skip
         run.train(config, finished := tmp_path / "one")
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))

@@ -151,7 +151,7 @@ def measure_run(workdir: Path, test: evaluation.Evaluation, output: Path) -> Non
     passes = model.group.order if model.features or model.poses is None else model.poses
     result = evaluation.measure(predict, test, model.group.n, batch=50)
     result |= {
-        "method": f"ours, {config.scorer.name}, {config.group}, {config.averaging}, "
+        "method": f"ours, {config.canonicalizer}, {config.group}, {config.averaging}, "
         f"{config.adaptation.mode}, {seen:,} images seen",
         "predictor_passes": passes,
         "train_seconds": figures["train/seconds"],

@@ -7,8 +7,9 @@ annotation stays on what it marks in `actions.images.act` of the same element. T
 inverse element.
 
 Elements have the leading shape of the annotations, one for each image, or are scalars. `size` is
-(H, W) of the image before it is turned; a quarter turn of an image that is not square swaps them
-(`turned_size`), and groups that turn by other angles refuse such images.
+(H, W) of the image before it is turned, one for all or one for each; a quarter turn of an image
+that is not square swaps them (`turned_size`), and groups that turn by other angles refuse such
+images.
 """
 
 import math
@@ -28,7 +29,12 @@ def act_on_keypoints(group: Group | MatrixGroup, g, points: jax.Array, size) -> 
       group: the group.
       g: elements, whose shape is a leading part of that of the points, or a scalar.
       points: `(..., 2)`, floats.
-      size: (H, W), or int32 of the elements' shape and (2,), one for each image.
+      size: (H, W), or one for each image, integers `(..., 2)` whose shape before the last axis is
+        that of the elements or, with one element for all, a leading part of that of the points.
+
+    Raises:
+      ValueError: shapes that do not fit, an image whose shape the group would change.
+      TypeError: points that are not floats.
 
     Exact elements round only where size − x does: never for multiples of 1/2 in images.
     """
@@ -99,7 +105,10 @@ def act_on_masks(group: Group | MatrixGroup, g, masks: jax.Array, *, fill=0) -> 
 
 
 def turned_size(group: Group | MatrixGroup, g, size) -> jax.Array:
-    """(H, W) of images after elements g: int32 `(..., 2)`; quarter turns swap the two."""
+    """(H, W) of images after elements g: int32 `(..., 2)`; quarter turns swap the two.
+
+    One size for all or one for each element, or one element for all sizes.
+    """
     size = _size(group, g, size)
     return jnp.where(_is_quarter(group, g)[..., None], size[..., ::-1], size)
 
@@ -110,30 +119,35 @@ def _turn(group, g, points, size, *, edges):
         raise ValueError(f"Points have shape (..., 2), x and y; got {points.shape}.")
     if not jnp.issubdtype(points.dtype, jnp.floating):
         raise TypeError(f"Coordinates of dtype {points.dtype} cannot be turned: give floats.")
-    batch = _batch(group, g, points, 1)
-    missing = [1] * (points.ndim - 1 - len(batch))
+    _batch(group, g, points, 1)
+    before, after = _size(group, g, size), turned_size(group, g, size)
+    if points.shape[:-1][: before.ndim - 1] != before.shape[:-1]:
+        raise ValueError(
+            f"Sizes of shape {before.shape} do not fit annotations of shape {points.shape}: give "
+            "(H, W), or one for each image of the leading axes."
+        )
     dtype = jnp.promote_types(points.dtype, jnp.float32)
-    rho = group.matrix(g, dtype).reshape(*batch, *missing, 2, 2)
+
+    def aligned(x, own):  # with the batch in front, and axes of points behind it
+        batch = x.shape[: x.ndim - own]
+        return x.reshape(*batch, *[1] * (points.ndim - 1 - len(batch)), *x.shape[x.ndim - own :])
 
     def centre(size):  # (x, y)
-        return (size[..., ::-1].astype(dtype) - (0 if edges else 1)) / 2
+        return aligned((size[..., ::-1].astype(dtype) - (0 if edges else 1)) / 2, 1)
 
-    before, after = centre(_size(group, g, size)), centre(turned_size(group, g, size))
-    before, after = (
-        jnp.broadcast_to(c, (*batch, 2)).reshape(*batch, *missing, 2) for c in (before, after)
-    )
-    offset = points.astype(dtype) - before
+    rho, offset = aligned(group.matrix(g, dtype), 2), points.astype(dtype) - centre(before)
     turned = rho[..., 0] * offset[..., :1] + rho[..., 1] * offset[..., 1:]
-    return (after + turned).astype(points.dtype)
+    return (centre(after) + turned).astype(points.dtype)
 
 
 def _size(group, g, size):
     """The sizes as int32 `(2,)` or `(..., 2)`; traced ones are taken as they are."""
+    elements = batch_shape(group, g)
     size = size if isinstance(size, jax.core.Tracer) else np.asarray(size, np.int32)
-    if size.shape not in ((2,), (*batch_shape(group, g), 2)):
+    if size.shape[-1:] != (2,) or (elements and size.shape not in ((2,), (*elements, 2))):
         raise ValueError(
             f"size has shape {size.shape}: give (H, W), or one for each element of shape "
-            f"{batch_shape(group, g)}."
+            f"{elements}."
         )
     if isinstance(size, np.ndarray) and _steps(group) not in (1, 2, 4):
         for height, width in size.reshape(-1, 2):

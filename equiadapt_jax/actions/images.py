@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.actions import sampling
-from equiadapt_jax.groups import SO, Group, MatrixGroup, finite
+from equiadapt_jax.groups import SO, Group, MatrixGroup, finite, quarter_turns
 
 PADS = ("edge", "constant")
 INTERPOLATIONS = ("linear", "cubic")
@@ -52,12 +52,7 @@ def rotate(
     """
     _check(images, jnp.shape(angle), pad, interpolation, square=True, floating=True)
     angle = jnp.asarray(angle, np.promote_types(images.dtype, np.float32))
-    quarter = jnp.round(angle / (np.pi / 2))
-    rest = angle - quarter * (np.pi / 2)
-    rounding = 4 * jnp.finfo(angle.dtype).eps * jnp.maximum(jnp.abs(angle), 1)
-    # Exact angles lose their rounding error but keep their derivative.
-    rest = rest - jax.lax.stop_gradient(jnp.where(jnp.abs(rest) <= rounding, rest, 0))
-    quarter = quarter.astype(jnp.int32) % 4
+    quarter, rest = quarter_turns(angle)
     how = (pad, fill, interpolation)
     return _sample(images, quarter, quarter * 0, jnp.cos(rest), jnp.sin(rest), *how)
 

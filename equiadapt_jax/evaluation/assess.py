@@ -12,7 +12,7 @@ from equiadapt_jax import canonicalization
 from equiadapt_jax.data import evaluation_batches
 from equiadapt_jax.evaluation.measures import all_figures
 from equiadapt_jax.evaluation.orbits import GroupTurns, Outcome, RandomTurns, make_evaluator
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup, O
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Subject:
     predict: Callable[..., tuple]
     params: Any = None
     state: Any = None
-    group: Group | None = None
-    modes: tuple[int, ...] = (0,)
+    group: Group | MatrixGroup | None = None
+    modes: tuple = (0,)
     traced: bool = True
     name: str = ""
 
@@ -149,7 +149,9 @@ def _random_figures(outcomes):
     found = {}
     for model, outcome in outcomes.items():
         found[f"{model}/random_accuracy"] = float(outcome.right[:, 1:].mean())
-        if outcome.pose is not None:
+        if outcome.pose_error is not None:
+            found[f"{model}/random_pose_error"] = float(outcome.pose_error[:, 1:].mean())
+        if outcome.pose_right is not None:
             found[f"{model}/random_pose_accuracy"] = float(outcome.pose_right[:, 1:].mean())
     return found
 
@@ -180,7 +182,7 @@ def picture(
     findings: Findings,
     images: Images,
     chosen: Sequence[tuple[int, int]],
-    group: Group | None,
+    group: Group | MatrixGroup | None,
     interpolation: str = "linear",
 ) -> Pictures | None:
     """The images of these (image, turn), canonicalized by the poses found, elements of `group`.
@@ -208,15 +210,21 @@ def first_images(findings: Findings, count: int) -> list[tuple[int, int]]:
     return [(i, i % len(findings.turns)) for i in range(min(count, number))]
 
 
-def wrong_poses(findings: Findings, count: int, group: Group) -> list[tuple[int, int]]:
+def wrong_poses(
+    findings: Findings, count: int, group: Group | MatrixGroup
+) -> list[tuple[int, int]]:
     """The (image, turn) whose pose is wrong with the highest probability, one for each image.
 
-    Mirrored images are left out where the group has no mirrors: there every pose is wrong.
+    Of SO(2) and O(2) those furthest away. Mirrored images are left out where the group has no
+    mirrors: there every pose is wrong.
     """
     outcome = findings.outcomes["adapted"]
+    mirrors = group == O(2) if isinstance(group, MatrixGroup) else group.order > group.n
+    possible = [mirrors or not name.endswith("s") for name in outcome.labels]
+    if outcome.pose_error is not None:
+        return _highest(np.where(possible, outcome.pose_error, -1), count)
     if outcome.pose_probability is None:
         return []
-    possible = [group.order > group.n or not name.endswith("s") for name in outcome.labels]
     return _highest(np.where(~outcome.pose_right & possible, outcome.pose_probability, -1), count)
 
 

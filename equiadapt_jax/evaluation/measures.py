@@ -45,7 +45,8 @@ def per_class(outcome: Outcome, classes: int) -> dict[str, np.ndarray]:
 
     `images` how many; `accuracy` upright; `group_accuracy` over all turns; `changed_rate` over the
     turns other than the identity (left out where there are none); `identity_rate`, the share of
-    upright images whose pose is the identity (left out where there are no poses).
+    upright images whose pose is the identity, or for matrices `pose_error` of upright images, in
+    degrees (left out where there are no poses).
     """
     count = np.bincount(outcome.label, minlength=classes)
     some = np.where(count, count, np.nan)
@@ -61,7 +62,9 @@ def per_class(outcome: Outcome, classes: int) -> dict[str, np.ndarray]:
     if outcome.prediction.shape[1] > 1:
         changed = outcome.prediction[:, 1:] != outcome.prediction[:, :1]
         found["changed_rate"] = mean(changed.mean(1))
-    if outcome.pose is not None:
+    if outcome.pose_error is not None:
+        found["pose_error"] = mean(outcome.pose_error[:, 0])
+    elif outcome.pose is not None:
         found["identity_rate"] = mean(outcome.pose[:, 0] == 0)
     return found
 
@@ -70,7 +73,8 @@ def all_figures(outcome: Outcome, classes: Sequence[str]) -> dict[str, float]:
     """`figures`, and with them calibration and classes, under flat names.
 
     `calibration_error` upright and `group_calibration_error` over all turns; for each class that
-    has images `class/<name>/accuracy`, `/group_accuracy`, `/changed_rate` and `/identity_rate`.
+    has images `class/<name>/accuracy`, `/group_accuracy`, `/changed_rate` and `/identity_rate` or
+    `/pose_error`.
     """
     found = figures(outcome)
     found["calibration_error"] = reliability(outcome.confidence[:, 0], outcome.right[:, 0]).error

@@ -11,7 +11,9 @@ import numpy as np
 
 from equiadapt_jax import devices
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup, O
+
+BINS = 24  # of angles, where poses that may be any are counted
 
 
 @jax.tree_util.register_static
@@ -84,9 +86,10 @@ class Outcome:
 
     `confidence` is the probability of the prediction and `pose_probability` that of the pose, both
     the largest of a softmax. `change` is ‖f(g·x) − f(x)‖ / ‖f(x)‖ of the logits f. A pose is right
-    if none is nearer to the applied turn, up to the prior's modes. What a model does not give, its
-    poses or their scores, is None. `probabilities` tells that what should be logits is nowhere
-    negative and sums to one for every image and turn.
+    if none is nearer to the applied turn, up to the prior's modes; poses of SO(2) and O(2) are
+    matrices `(N, E, 2, 2)`, and `pose_error` is how far they are away from it, in degrees. What a
+    model does not give, its poses or their scores, is None. `probabilities` tells that what should
+    be logits is nowhere negative and sums to one for every image and turn.
     """
 
     labels: tuple[str, ...]
@@ -99,6 +102,7 @@ class Outcome:
     pose_right: Any
     pose_probability: Any = None
     probabilities: bool = False
+    pose_error: Any = None
 
     @property
     def right(self) -> np.ndarray:
@@ -109,8 +113,8 @@ class Outcome:
 def make_evaluator(
     predict: Callable[..., tuple],
     turns: GroupTurns | RandomTurns,
-    group: Group | None = None,
-    modes: tuple[int, ...] = (0,),
+    group: Group | MatrixGroup | None = None,
+    modes: tuple = (0,),
     *,
     traced: bool = True,
     name: str = "",
@@ -122,7 +126,8 @@ def make_evaluator(
         poses as a third. Where it also takes `first`, it is told the number of the first image.
       turns: in what poses every image is shown.
       group: whose elements the poses are; needed if there are any.
-      modes: poses of an upright image that are right, those most probable under the prior.
+      modes: poses of an upright image that are right, those most probable under the prior; elements
+        of the group.
       traced: whether JAX can trace `predict`; if not, it is called with NumPy arrays.
       name: of the model; `evaluate` then raises FloatingPointError for logits that are not finite,
         and ValueError for images without a label, which TFDS marks by -1.
@@ -132,6 +137,9 @@ def make_evaluator(
     def look_at(angle, mirrored, logits, pose, *scores):
         if pose is None:
             return {"logits": logits}
+        if isinstance(group, MatrixGroup):
+            turned = O(2).mirrored(O(2).rotation(angle), mirrored)
+            return {"logits": logits, "pose": pose, "pose_error": away(pose, turned, modes)}
         right = [
             _nearest(group, group.compose(pose, group.inverse(mode)), angle, mirrored)
             for mode in modes
@@ -192,7 +200,7 @@ def make_evaluator(
     return evaluate
 
 
-def _summarise(logits, pose=None, pose_right=None, scores=None):
+def _summarise(logits, pose=None, pose_right=None, scores=None, pose_error=None):
     """The columns of `Outcome` for logits `(B, E, classes)`."""
     logits = logits.astype(np.float64)
     distance = np.linalg.norm(logits - logits[:, :1], axis=-1)
@@ -204,6 +212,7 @@ def _summarise(logits, pose=None, pose_right=None, scores=None):
         "pose": pose,
         "pose_right": pose_right,
         "pose_probability": None if scores is None else _largest_probability(scores),
+        "pose_error": pose_error,
     }
 
 
@@ -239,8 +248,9 @@ def figures(outcome: Outcome, *, elements: bool = True) -> dict[str, float]:
     """Flat figures of an outcome, whose first turn is the identity.
 
     `accuracy` upright; `group_accuracy` over all turns; `changed_rate` and `invariance_error` means
-    over the turns other than the identity; `identity_rate` and `pose_accuracy`; with `elements`
-    also `accuracy/<turn>` and `pose_accuracy/<turn>`.
+    over the turns other than the identity; `identity_rate` and `pose_accuracy`, or for matrices
+    `pose_error`, in degrees, and `median_pose_error`; with `elements` also `accuracy/<turn>` and
+    `pose_accuracy/<turn>` or `pose_error/<turn>`.
     """
     right = outcome.right
     found = {"accuracy": right[:, 0].mean(), "group_accuracy": right.mean()}
@@ -248,7 +258,11 @@ def figures(outcome: Outcome, *, elements: bool = True) -> dict[str, float]:
         found["changed_rate"] = (outcome.prediction[:, 1:] != outcome.prediction[:, :1]).mean()
         found["invariance_error"] = outcome.change[:, 1:].mean()
     per_turn = {"accuracy": right.mean(0)}
-    if outcome.pose is not None:
+    if outcome.pose_error is not None:
+        found["pose_error"] = outcome.pose_error.mean()
+        found["median_pose_error"] = np.median(outcome.pose_error)
+        per_turn["pose_error"] = outcome.pose_error.mean(0)
+    if outcome.pose_right is not None:
         found["identity_rate"] = (outcome.pose[:, 0] == 0).mean()
         found["pose_accuracy"] = outcome.pose_right.mean()
         per_turn["pose_accuracy"] = outcome.pose_right.mean(0)
@@ -256,6 +270,41 @@ def figures(outcome: Outcome, *, elements: bool = True) -> dict[str, float]:
         for name, values in per_turn.items():
             found |= {f"{name}/{turn}": v for turn, v in zip(outcome.labels, values, strict=True)}
     return {name: float(value) for name, value in found.items()}
+
+
+def away(pose, turned, modes) -> jax.Array:
+    """Degrees `(...)` from poses to what was turned, after the nearest of the modes.
+
+    From 0 to 180, which is also how far away the other side of the mirror is. All are elements of
+    O(2), `(..., 2, 2)`.
+    """
+    whole = O(2)
+
+    def apart(mode):
+        right = whole.compose(turned, jnp.asarray(mode, pose.dtype))
+        between = whole.compose(pose, whole.inverse(right))
+        return jnp.where(whole.reflects(between) == 1, 180, abs(jnp.rad2deg(whole.angle(between))))
+
+    return jnp.stack([apart(mode) for mode in modes]).min(0)
+
+
+def pose_labels(group: Group | MatrixGroup, poses) -> np.ndarray:
+    """Names of poses, as turns have them: "r90", "r90s"; of matrices to a tenth of a degree."""
+    if not isinstance(group, MatrixGroup):
+        return np.asarray(GroupTurns(group).labels)[poses]
+    degrees = np.round(np.rad2deg(group.angle(poses)) % 360, 1) % 360
+    mirrored = np.asarray(group.reflects(poses))
+    names = [f"r{d:g}" + "s" * m for d, m in zip(degrees.flat, mirrored.flat, strict=True)]
+    return np.asarray(names).reshape(degrees.shape)
+
+
+def binned(group: Group | MatrixGroup, poses) -> tuple[Group, np.ndarray]:
+    """(a finite group, its elements nearest to the poses); a finite group's own are as they are."""
+    if not isinstance(group, MatrixGroup):
+        return group, np.asarray(poses)
+    bins = group.subgroup(BINS)
+    steps = np.round(np.asarray(group.angle(poses)) * BINS / (2 * np.pi)).astype(np.int32) % BINS
+    return bins, steps + BINS * np.asarray(group.reflects(poses))
 
 
 def _nearest(group, g, angle, mirrored):

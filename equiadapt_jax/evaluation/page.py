@@ -13,9 +13,9 @@ from equiadapt_jax.evaluation import charts
 from equiadapt_jax.evaluation.assess import Findings, Pictures
 from equiadapt_jax.evaluation.files import whole
 from equiadapt_jax.evaluation.measures import BINS, per_class, reliability
-from equiadapt_jax.evaluation.orbits import GroupTurns, displayed_turn
-from equiadapt_jax.evaluation.wording import percent, points, turns_in_words, verdict
-from equiadapt_jax.groups import Group
+from equiadapt_jax.evaluation.orbits import GroupTurns, binned, displayed_turn, pose_labels
+from equiadapt_jax.evaluation.wording import degrees, percent, points, turns_in_words, verdict
+from equiadapt_jax.groups import Group, MatrixGroup
 
 WORST_CLASSES = 20
 LARGEST_PICTURE = 128  # pixels; larger ones are shown smaller, so that the page stays light
@@ -30,7 +30,7 @@ def write_report(
     caveat: str = "",
     evidence: str = "",
     settings: Mapping[str, Any] | None = None,
-    group: Group | None = None,
+    group: Group | MatrixGroup | None = None,
     prior: np.ndarray | None = None,
     pictures: Pictures | None = None,
     wrong_poses: Pictures | None = None,
@@ -48,7 +48,8 @@ def write_report(
       evidence: whether the data have a preferred pose, in words.
       settings: of the run, nested.
       group: whose elements the poses of the adapted model are.
-      prior: probabilities of these elements, `(|G|,)`.
+      prior: probabilities of these elements, `(|G|,)`; for SO(2) and O(2) of those that
+        `orbits.binned` counts.
       pictures: some images, turned and canonicalized.
       wrong_poses: those with the most probable wrong poses.
       broken: those right upright and most confidently wrong when turned.
@@ -60,8 +61,9 @@ def write_report(
         loader=PackageLoader("equiadapt_jax.evaluation", "."),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "points": points, "turn": displayed_turn}
-    poses = [] if group is None else [displayed_turn(g) for g in GroupTurns(group).labels]
+    environment.filters |= {
+        "percent": percent, "points": points, "degrees": degrees, "turn": displayed_turn,
+    }  # fmt: skip
     text = environment.get_template("report.html.j2").render(
         name=name,
         caveat=caveat,
@@ -74,18 +76,19 @@ def write_report(
         facts=facts,
         settings=_flat(settings or {}),
         rows=_rows(findings),
+        pose_errors=_pose_errors(findings),
         classes=_classes(findings),
         worst_classes=WORST_CLASSES,
         sweep=_sweep(findings),
         sweep_images=len(next(iter(findings.sweep.values())).label) if findings.sweep else 0,
-        pictures=_cards(findings, pictures, poses),
-        wrong_poses=_cards(findings, wrong_poses, poses),
-        broken=_cards(findings, broken, poses),
+        pictures=_cards(findings, pictures, group),
+        wrong_poses=_cards(findings, wrong_poses, group),
+        broken=_cards(findings, broken, group),
         bins=BINS,
         calibration=_calibration(findings),
         evidence=evidence,
-        histogram=_histogram(findings, poses, prior),
-        turned_classes=_turned_classes(findings, poses),
+        histogram=_histogram(findings, group, prior),
+        turned_classes=_turned_classes(findings, group),
         curves=_curves(history),
         date=datetime.date.today().isoformat(),
     )
@@ -132,6 +135,18 @@ def _rows(findings):
     return found
 
 
+def _pose_errors(findings):
+    """(name, degrees) of how far poses are from where they should be."""
+    names = {
+        "upright": "pose_error/r0",
+        f"mean over {findings.turns.group}": "pose_error",
+        "median": "median_pose_error",
+        "at random angles": "random_pose_error",
+    }
+    found = {text: findings.metrics.get(f"adapted/{name}") for text, name in names.items()}
+    return [(text, value) for text, value in found.items() if value is not None]
+
+
 def _classes(findings):
     """A line per class that has images, the worst first by the last model's group accuracy."""
     found = {
@@ -152,11 +167,12 @@ def _classes(findings):
     ]
 
 
-def _turned_classes(findings, poses):
+def _turned_classes(findings, group):
     """A line per class that has images, the least often left as it is first."""
     outcome = findings.outcomes.get("adapted")
-    if outcome is None or outcome.pose is None:
+    if outcome is None or outcome.pose_right is None:
         return []
+    poses = [displayed_turn(g) for g in GroupTurns(group).labels]
     found = per_class(outcome, len(findings.classes))
     order = np.lexsort((np.arange(len(found["images"])), found["identity_rate"]))
     return [
@@ -216,13 +232,15 @@ def _calibration(findings):
     return found
 
 
-def _histogram(findings, poses, prior):
+def _histogram(findings, group, prior):
     from markupsafe import Markup
 
     outcome = findings.outcomes.get("adapted")
     if outcome is None or outcome.pose is None or prior is None:
         return None
-    share = np.bincount(outcome.pose[:, 0], minlength=len(poses)) / len(outcome.pose)
+    bins, found = binned(group, outcome.pose[:, 0])
+    poses = [displayed_turn(g) for g in GroupTurns(bins).labels]
+    share = np.bincount(found, minlength=len(poses)) / len(found)
     label = "Poses found of upright inputs, and the prior"
     return Markup(charts.pose_bars(poses, share, np.asarray(prior), label))
 
@@ -242,6 +260,10 @@ def _curves(history):
             "training batches": "train/pose_accuracy",
             "validation": "validation/pose_accuracy",
         },
+        "pose error in °": {
+            "training batches": "train/pose_error",
+            "validation": "validation/pose_error",
+        },
     }
     found = []
     for title, names in wanted.items():
@@ -254,11 +276,11 @@ def _curves(history):
         if series:
             percent = title in ("accuracy", "pose right")
             chart = charts.curves(series, f"{title} against the step", percent=percent)
-            found.append((title, Markup(chart), list(series) if percent else []))
+            found.append((title, Markup(chart), list(series) if len(names) > 1 else []))
     return found
 
 
-def _cards(findings, pictures, poses):
+def _cards(findings, pictures, group):
     """What is shown of each picture."""
     if pictures is None or not len(pictures.image):
         return []
@@ -275,8 +297,11 @@ def _cards(findings, pictures, poses):
         if pictures.canonical is not None:
             outcome = findings.outcomes["adapted"]
             card["canonical"] = _data_uri(pictures.canonical[i])
-            card["pose"] = poses[outcome.pose[at]]
-            card["pose_right"] = bool(outcome.pose_right[at])
+            card["pose"] = displayed_turn(str(pose_labels(group, outcome.pose[at])))
+            if outcome.pose_error is not None:
+                card["pose_error"] = float(outcome.pose_error[at])
+            else:
+                card["pose_right"] = bool(outcome.pose_right[at])
             if outcome.pose_probability is not None:
                 card["pose_probability"] = float(outcome.pose_probability[at])
         found.append(card)

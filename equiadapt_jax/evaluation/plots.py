@@ -56,16 +56,19 @@ def before_and_after(
     _save(figure, path)
 
 
-def pose_histogram(path: Path, outcome: Outcome, poses: Sequence[str]) -> None:
-    """How often each pose was found, for upright inputs and for the inputs of all turns."""
+def pose_histogram(path: Path, found: np.ndarray, poses: Sequence[str]) -> None:
+    """How often each of the poses was found, for upright inputs and for those of all turns.
+
+    `found` are their numbers, `(N, E)`, the first turn being the identity.
+    """
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(max(5, 0.5 * len(poses)), 3.6))
     place = np.arange(len(poses))
-    for offset, name, found in (
-        (-0.2, "upright inputs", outcome.pose[:, 0]),
-        (0.2, "all turned inputs", outcome.pose),
+    for offset, name, chosen in (
+        (-0.2, "upright inputs", found[:, 0]),
+        (0.2, "all turned inputs", found),
     ):
-        share = np.bincount(found.reshape(-1), minlength=len(poses)) / found.size
+        share = np.bincount(chosen.reshape(-1), minlength=len(poses)) / chosen.size
         axes.bar(place + offset, 100 * share, 0.4, label=name)
     axes.set_xticks(place, map(displayed_turn, poses), rotation=90 if len(poses) > 8 else 0)
     axes.set_xlabel("pose found")

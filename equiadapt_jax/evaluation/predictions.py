@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.adaptation import Adapted
+from equiadapt_jax.groups import MatrixGroup
 from equiadapt_jax.interface import Network
 from equiadapt_jax.predictors import Pretrained
 
@@ -18,13 +19,16 @@ from equiadapt_jax.predictors import Pretrained
 def adapted_prediction(model: Adapted) -> Callable[..., tuple]:
     """`predict(params, state, images, first=0) -> (logits, pose, scores)` of the adapted model.
 
-    Where it samples poses, an image of the same number, which `first` is of the first one, always
-    gets the same draws.
+    Without the scores for SO(2) and O(2), whose poses have no probabilities. Where it samples
+    poses, an image of the same number, which `first` is of the first one, always gets the same
+    draws.
     """
 
     def predict(params, state, images, first=0):
         key = draws(first, images.shape[0])
         (logits, canonical), _ = model.apply(params, state, images, key=key)
+        if isinstance(model.group, MatrixGroup):
+            return logits, canonical.pose
         return logits, canonical.pose, canonical.scores
 
     return predict

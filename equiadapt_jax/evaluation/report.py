@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from equiadapt_jax.evaluation import plots
 from equiadapt_jax.evaluation.assess import (
     Findings,
@@ -15,9 +17,15 @@ from equiadapt_jax.evaluation.assess import (
     wrong_poses,
 )
 from equiadapt_jax.evaluation.files import whole
-from equiadapt_jax.evaluation.orbits import GroupTurns, Outcome, displayed_turn
+from equiadapt_jax.evaluation.orbits import (
+    GroupTurns,
+    Outcome,
+    binned,
+    displayed_turn,
+    pose_labels,
+)
 from equiadapt_jax.evaluation.page import write_report
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup
 
 PICTURED = 16  # images shown before and after canonicalization
 SUSPECTS = 12  # images shown of those that are most confidently wrong
@@ -26,7 +34,10 @@ FILES = ("metrics.json", "per_image.csv", "report.html", "pose_histogram.png",
 
 
 def table(metrics: Mapping[str, float], turns: tuple[str, ...], title: str) -> str:
-    """A column per model, in percent: accuracy upright, over all turns and for each of them."""
+    """A column per model, in percent: accuracy upright, over all turns and for each of them.
+
+    Below it the mean pose error in degrees, where there is one.
+    """
     rows = [("accuracy upright", "accuracy"), (f"mean over {title}", "group_accuracy")]
     rows += [(f"  turned {displayed_turn(turn)}", f"accuracy/{turn}") for turn in turns]
     rows += [("predictions changed", "changed_rate")]
@@ -40,7 +51,20 @@ def table(metrics: Mapping[str, float], turns: tuple[str, ...], title: str) -> s
         figures = [metrics.get(f"{model}/{key}") for model in models]
         cells = ["" if figure is None else f"{100 * figure:.2f}" for figure in figures]
         lines.append(f"{name:{width}}" + "".join(f"  {cell:>7}" for cell in cells))
+    if "adapted/pose_error" in metrics:
+        lines.append(_pose_error(metrics))
     return "\n".join(lines)
+
+
+def _pose_error(metrics):
+    """How far poses are from where they should be, in one line."""
+    of = {"mean": "pose_error", "median": "median_pose_error", "random angles": "random_pose_error"}
+    found = [
+        f"{name} {metrics[f'adapted/{key}']:.2f}"
+        for name, key in of.items()
+        if f"adapted/{key}" in metrics
+    ]
+    return f"pose error in °: {', '.join(found)}"
 
 
 def leave(
@@ -48,7 +72,7 @@ def leave(
     findings: Findings,
     images: Images,
     *,
-    group: Group | None = None,
+    group: Group | MatrixGroup | None = None,
     interpolation: str = "linear",
     **page: Any,
 ) -> None:
@@ -66,8 +90,7 @@ def leave(
     """
     directory.mkdir(parents=True, exist_ok=True)
     written = {"metrics.json", "per_image.csv", "report.html"}
-    poses = GroupTurns(group).labels if group is not None else ()
-    write_per_image(directory / "per_image.csv", findings.outcomes, findings.classes, poses)
+    write_per_image(directory / "per_image.csv", findings.outcomes, findings.classes, group)
     if findings.sweep:
         written.add("accuracy_against_angle.png")
         plots.accuracy_against_angle(directory / "accuracy_against_angle.png", findings.sweep)
@@ -84,8 +107,9 @@ def leave(
             name: picture(findings, images, which, group, interpolation)
             for name, which in chosen.items()
         }
-        plots.pose_histogram(directory / "pose_histogram.png", findings.outcomes["adapted"], poses)
-        _plot_pictures(directory / "canonicalization.png", findings, shown["pictures"], poses)
+        bins, poses = binned(group, findings.outcomes["adapted"].pose)
+        plots.pose_histogram(directory / "pose_histogram.png", poses, GroupTurns(bins).labels)
+        _plot_pictures(directory / "canonicalization.png", findings, shown["pictures"], group)
     write_report(directory / "report.html", findings, group=group, **shown, **page)
     for name in FILES:
         for path in directory.glob(f"{name}.*.tmp"):  # of an evaluation that was killed
@@ -94,43 +118,58 @@ def leave(
             (directory / name).unlink(missing_ok=True)
 
 
-def _plot_pictures(path, findings, pictures, poses):
-    pose = findings.outcomes["adapted"].pose[pictures.image, pictures.turn]
+def _plot_pictures(path, findings, pictures, group):
+    found = findings.outcomes["adapted"].pose[pictures.image, pictures.turn]
     titles = [
-        (
-            f"turned {displayed_turn(findings.turns.labels[turn])}",
-            f"pose {displayed_turn(poses[p])}",
-        )
-        for turn, p in zip(pictures.turn, pose, strict=True)
+        (f"turned {displayed_turn(findings.turns.labels[turn])}", f"pose {displayed_turn(pose)}")
+        for turn, pose in zip(pictures.turn, pose_labels(group, found), strict=True)
     ]
     plots.before_and_after(path, pictures.turned, pictures.canonical, titles)
 
 
 def write_per_image(
-    path: Path, outcomes: Mapping[str, Outcome], classes: Sequence[str], poses: Sequence[str]
+    path: Path,
+    outcomes: Mapping[str, Outcome],
+    classes: Sequence[str],
+    group: Group | MatrixGroup | None,
 ) -> None:
-    """One line per image and turn: what each model says, how sure it is, and the pose found."""
-    header = ["image", "turn", "label"]
+    """One line per image and turn: what each model says, how sure it is, and the pose found.
+
+    With whether the pose is right and its probability, or for SO(2) and O(2) the error in degrees.
+    """
+    header, columns = ["image", "turn", "label"], []
     for model, outcome in outcomes.items():
-        header += [model, f"{model}_confidence"]
-        if outcome.pose is not None:
-            header += ["pose", "pose_right", "pose_probability"]
+        for name, column in _columns(model, outcome, classes, group).items():
+            header.append(name)
+            columns.append(column)
     first = next(iter(outcomes.values()))
     with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         for image, label in enumerate(first.label):
             for turn, name in enumerate(first.labels):
-                cells = [
-                    c for o in outcomes.values() for c in _cells(o, (image, turn), classes, poses)
-                ]
+                cells = [column[image][turn] for column in columns]
                 writer.writerow([first.name[image], name, classes[label], *cells])
 
 
-def _cells(outcome, at, classes, poses):
-    cells = [classes[outcome.prediction[at]], f"{outcome.confidence[at]:.6f}"]
-    if outcome.pose is not None:
-        probability = outcome.pose_probability
-        cells += [poses[outcome.pose[at]], int(outcome.pose_right[at]),
-                  "" if probability is None else f"{probability[at]:.6f}"]  # fmt: skip
-    return cells
+def _columns(model, outcome, classes, group):
+    """The cells of each column of a model, (image, turn)."""
+    found = {
+        model: np.asarray(classes)[outcome.prediction],
+        f"{model}_confidence": _written(outcome.confidence, "{:.6f}"),
+    }
+    if outcome.pose is None:
+        return found
+    found["pose"] = pose_labels(group, outcome.pose)
+    if outcome.pose_error is not None:
+        return {**found, "pose_error": _written(outcome.pose_error, "{:.3f}")}
+    probability = outcome.pose_probability
+    found["pose_right"] = outcome.pose_right.astype(int)
+    found["pose_probability"] = (
+        np.full(outcome.pose.shape, "") if probability is None else _written(probability, "{:.6f}")
+    )
+    return found
+
+
+def _written(values, form):
+    return np.vectorize(form.format)(values)

@@ -7,7 +7,7 @@ import numpy as np
 from equiadapt_jax.evaluation.assess import Findings
 from equiadapt_jax.evaluation.orbits import GroupTurns, displayed_turn
 from equiadapt_jax.evaluation.upright import Evidence
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, MatrixGroup
 
 LOST, CHANGED = 0.05, 0.10  # of accuracy and of predictions: beyond it adaptation is worth it
 LITTLE_LOST, LITTLE_CHANGED = 0.01, 0.02  # below it is not
@@ -33,6 +33,11 @@ def points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
+def degrees(angle: float) -> str:
+    """An angle in degrees as "1.3°"."""
+    return f"{angle:.1f}°"
+
+
 def turns_in_words(group: Group) -> str:
     """What the elements of a group do: "quarter turns", "turns by multiples of 45° and mirrors"."""
     known = {1: "", 2: "half turns", 4: "quarter turns"}
@@ -41,7 +46,7 @@ def turns_in_words(group: Group) -> str:
     return " and ".join(filter(None, (turns, mirrors))) or "no turns"
 
 
-def verdict(findings: Findings, group: Group | None) -> str:
+def verdict(findings: Findings, group: Group | MatrixGroup | None) -> str:
     """A few sentences with the numbers; `group` is what the adapted model knows.
 
     It is None where there is no such model, or where it is a predictor that was fine-tuned.
@@ -184,7 +189,8 @@ def _worst(findings):
 
 def _unchanged(findings, group):
     """How many predictions the exact elements of the model's group change, and all elements."""
-    known = {GroupTurns(group).labels[g] for g in group.lattice} if group is not None else ()
+    moves = group.subgroup(4) if isinstance(group, MatrixGroup) else group
+    known = {GroupTurns(moves).labels[g] for g in moves.lattice} if group is not None else ()
     exact = [i for i, name in enumerate(findings.turns.labels) if name in known and i]
     prediction = findings.outcomes["adapted"].prediction
     over_all = percent(findings.metrics["adapted/changed_rate"])

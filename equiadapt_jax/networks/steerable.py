@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.groups import SO, Cyclic, Dihedral, Group, MatrixGroup
+from equiadapt_jax.groups import SO, MatrixGroup
 
 ORDERS = (0, 1, 2)
 _EXACT = jax.lax.Precision.HIGHEST
@@ -180,7 +180,7 @@ def _rings(fields, count):
 
 def _copies(group, images, size):
     """q⁻¹·x for the exact q, `(|lattice| B, S, S, C)`, each resized in its own frame."""
-    lattice = _lattice(group)
+    lattice = group.subgroup(4)
     copies = [image_actions.act(lattice, lattice.inverse(q), images) for q in range(lattice.order)]
     if size is not None and size != images.shape[1]:
         shape = (images.shape[0], size, size, images.shape[3])
@@ -194,15 +194,11 @@ def _carried_back(group, vectors):
     Exact elements permute (a, b, c, d) in a circle or turn it round, and for O(2) exchange the four
     with and the four without a mirror: none of it changes (a + c) + (b + d).
     """
-    lattice = _lattice(group)
+    lattice = group.subgroup(4)
     matrices = np.asarray(lattice._matrices, vectors.dtype)
     turned = [(m * v[..., None, :]).sum(-1) for m, v in zip(matrices, vectors, strict=True)]
     halves = [(a + c) + (b + d) for a, b, c, d in zip(*[iter(turned)] * 4, strict=True)]
     return sum(halves[1:], halves[0]) / lattice.order
-
-
-def _lattice(group) -> Group:
-    return Cyclic(4) if isinstance(group, SO) else Dihedral(4)
 
 
 def _seen(images):

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax import energies, groups, networks, predictors, priors
-from equiadapt_jax.adaptation import Adapted, adapt
+from equiadapt_jax.actions.images import INTERPOLATIONS, PADS
+from equiadapt_jax.adaptation import METHODS, Adapted, adapt, seen_poses
 from equiadapt_jax.interface import from_function, from_linen
 from equiadapt_jax.orbit_scoring import REFERENCES, orbit_scorer
-from equiadapt_jax.training.config import Config, Prior, Scorer
+from equiadapt_jax.training.config import NAMED_BY, Config, Prior, Scorer, network_name
 
 # Networks that see every pose as an image of its own; and energies, which have no network.
 _ENERGIES = {
@@ -26,6 +27,7 @@ _ENERGIES = {
 _SCORERS = {
     "group_conv": networks.GroupConvNet,
     "features": networks.FeatureScorer,
+    "steerable": networks.SteerableNet,
     **_ENERGIES,
     **energies.NAMED,
 }
@@ -50,6 +52,9 @@ def build_model(config: Config, classes: int) -> Adapted:
     dtype = _choose("dtype", config.dtype, _DTYPES)
     mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
     mask = _choose("mask", config.mask, {"none": None, "disk": "disk"})
+    _choose("adaptation.method", config.adaptation.method, METHODS)
+    _choose("adaptation.pad", config.adaptation.pad, PADS)
+    _choose("adaptation.interpolation", config.adaptation.interpolation, INTERPOLATIONS)
     scorer, features = _scorer(config, group, dtype)
     predictor = _make(
         "predictor", _network("predictor", config.predictor.name), (classes,),
@@ -80,32 +85,80 @@ def build_model(config: Config, classes: int) -> Adapted:
         chunk=_chunk(config, group),
         **_averaging(config.averaging, group),
         mask=mask,
+        refine=_refined(config),
     )
 
 
-def group_of(config: Config) -> groups.Group:
-    """The group of a run; ValueError for a name that stands for none, or for a continuous one."""
-    return groups.finite(groups.from_name(config.group), f"config.group={config.group}")
+def group_of(config: Config) -> groups.Group | groups.MatrixGroup:
+    """The group of a run; ValueError for a name that stands for none."""
+    return _group("group", config.group)
+
+
+def _group(field, name):
+    try:
+        return groups.from_name(name)
+    except ValueError as error:
+        raise ValueError(f"config.{field}: {error}") from None
+
+
+def turning(group: groups.Group | groups.MatrixGroup) -> groups.Group:
+    """The finite group by whose elements images are turned to see what a model makes of them.
+
+    Itself, or for SO(2) and O(2) a subgroup of 16 elements.
+    """
+    if not isinstance(group, groups.MatrixGroup):
+        return group
+    return group.subgroup(8 if isinstance(group, groups.O) else 16)
+
+
+def evaluation_group(config: Config) -> groups.Group:
+    """That of the final figures; ValueError for a setting that is no finite group."""
+    if config.evaluation_group:
+        return groups.finite(
+            _group("evaluation_group", config.evaluation_group), "config.evaluation_group"
+        )
+    return turning(group_of(config))
+
+
+def _refined(config):
+    """The group whose scores are refined, or None."""
+    name, group = config.scorer.refine, group_of(config)
+    if not name:
+        return None
+    if not isinstance(group, groups.MatrixGroup):
+        raise ValueError(
+            f"config.scorer.refine={name} finds poses between elements, and {group} has none "
+            "there: leave it out, or choose config.group=so2 or o2."
+        )
+    return groups.finite(_group("scorer.refine", name), "config.scorer.refine")
+
+
+def _scored(config):
+    """What the scorer gives poses of: the group, or that whose scores are refined."""
+    return _refined(config) or group_of(config)
 
 
 def _scorer(config, group, dtype):
     """(scorer, the features that it reads or None), as `adapt` takes them."""
-    settings, adaptation = config.scorer, config.adaptation
-    cls = _network("scorer", settings.name)
+    settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
+    cls = _network("scorer", name)
     _check_scorer(config)
-    if settings.name in energies.NAMED:
+    if name in energies.NAMED:
         return energies.Energy(cls, settings.margin), None
+    if name == "steerable":
+        return from_linen(_make("scorer", cls, (group,), settings.options, dtype=dtype)), None
+    group = _scored(config)
     pad = adaptation.pad if config.mask == "none" else "constant"  # beyond the disk all is `fill`
     sampling = {"pad": pad, "fill": adaptation.fill}
-    if settings.name in _ENERGIES:
+    if name in _ENERGIES:
         width = settings.embedding if settings.reference != "none" else 1
-        options = settings.options or _SMALL.get(settings.name, {})
+        options = settings.options or _SMALL.get(name, {})
         network = from_linen(_make("scorer", cls, (width,), options, dtype=dtype))
         return orbit_scorer(
             group, network, reference=settings.reference,
             interpolation=adaptation.interpolation, **sampling,
         ), None  # fmt: skip
-    if settings.name == "features":
+    if name == "features":
         scorer = _make("scorer", cls, (group,), settings.options, dtype=dtype)
         return from_linen(scorer), scorer.read
     return from_linen(
@@ -114,12 +167,13 @@ def _scorer(config, group, dtype):
 
 
 def _check_scorer(config):
-    """Refuse settings that say something of another scorer than the one named."""
-    settings, adaptation = config.scorer, config.adaptation
-    name, free = settings.name, settings.name in energies.NAMED
+    """Refuse settings that say something of another canonicalizer than the one named."""
+    settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
+    free = name in energies.NAMED
     _choose("scorer.reference", settings.reference, REFERENCES)
     if settings.embedding < 1:
         raise ValueError(f"config.scorer.embedding is {settings.embedding}: give 1 or more.")
+    _check_group(config)
     if adaptation.method == "predictions" and adaptation.mode == "joint":
         raise ValueError(
             "config.adaptation.method=predictions runs the predictor as in inference: choose "
@@ -127,22 +181,53 @@ def _check_scorer(config):
         )
     if free and adaptation.mode in ("frozen", "prior"):
         raise ValueError(
-            f"config.scorer.name={name} has nothing to train where the predictor is kept "
+            f"config.canonicalizer={name} has nothing to train where the predictor is kept "
             f"(config.adaptation.mode={adaptation.mode}): evaluate without a run, by "
             f"eval.py --predictor=… --data=… --adapt={name}."
         )
     if settings.margin and not free:
         raise ValueError(
-            f"config.scorer.margin is {settings.margin}, and the scorer {name} is trained: only "
-            f"{', '.join(energies.NAMED)} have a margin."
+            f"config.scorer.margin is {settings.margin}, and the canonicalizer {name} is "
+            f"trained: only {', '.join(energies.NAMED)} have a margin."
         )
     for term in ("contrastive_weight", "artefact_weight"):
         embeds = name in _ENERGIES and settings.reference != "none"
         if getattr(adaptation, term) and not embeds:
             raise ValueError(
                 f"config.adaptation.{term} needs embeddings of the poses: choose "
-                f"config.scorer.name of {', '.join(_ENERGIES)}, with a reference learned or fixed."
+                f"config.canonicalizer of {', '.join(_ENERGIES)}, with a reference learned or "
+                "fixed."
             )
+
+
+def _check_group(config):
+    """Refuse what needs the elements of a group counted where they are not, and the reverse."""
+    name, group = config.canonicalizer, group_of(config)
+    steers, refined = name == "steerable", _refined(config) is not None
+    if not isinstance(group, groups.MatrixGroup):
+        if steers:
+            raise ValueError(
+                "config.canonicalizer=steerable gives vectors, poses of so2 or o2, and the group "
+                f"is {group}: choose group_conv."
+            )
+        return
+    if steers == refined or name in ("features", *energies.NAMED):
+        raise ValueError(
+            f"config.group={group} takes config.canonicalizer=steerable, or group_conv, energy, "
+            "energy_resnet or energy_vit with config.scorer.refine, the group whose scores are "
+            f"refined, such as {group.subgroup(16)}; here are {name} and "
+            f"{config.scorer.refine or 'none'!r}."
+        )
+    adaptation = config.adaptation
+    counted = {
+        f"averaging={config.averaging}": config.averaging != "single",
+        f"chunk={config.chunk}": config.chunk != 0,
+        f"adaptation.method={adaptation.method}": adaptation.method != "straight_through",
+        f"adaptation.temperature={adaptation.temperature}": adaptation.temperature != 1,
+    }
+    for setting, given in counted.items():
+        if given:
+            groups.finite(group, f"config.{setting}, of weights over all poses,")
 
 
 def check_training(config: Config) -> None:
@@ -150,16 +235,18 @@ def check_training(config: Config) -> None:
 
     A run that is there is evaluated all the same, with another averaging too.
     """
-    settings, adaptation = config.scorer, config.adaptation
-    name = settings.name
+    settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
+    _check_prior(config)
     if adaptation.mode in BASELINES:
         return
+    if isinstance(group_of(config), groups.MatrixGroup):
+        _check_any_angle(config)
     for setting in ("reference", "embedding"):
         value, default = getattr(settings, setting), getattr(Scorer(), setting)
         if value != default and name not in _ENERGIES:
             raise ValueError(
-                f"config.scorer.{setting} is {value!r}, and the scorer {name} has none: only "
-                f"{', '.join(_ENERGIES)} have one."
+                f"config.scorer.{setting} is {value!r}, and the canonicalizer {name} has none: "
+                f"only {', '.join(_ENERGIES)} have one."
             )
     for term in ("contrastive_weight", "artefact_weight"):
         if getattr(adaptation, term) < 0:
@@ -182,6 +269,38 @@ def check_training(config: Config) -> None:
         _check_free(config)
 
 
+def _check_prior(config):
+    """Refuse a prior that is none over the group, and settings that the one named does not have."""
+    settings, group = config.prior, group_of(config)
+    build_prior(settings, group, _refined(config))
+    if isinstance(group, groups.MatrixGroup):
+        return
+    without = {
+        "identity": ("probabilities", "kl_weight", "per_sample"), "mirror": ("probabilities",)
+    }  # fmt: skip
+    for setting in without.get(settings.name, ()):
+        value = getattr(settings, setting)
+        if value != getattr(Prior(), setting):
+            raise ValueError(
+                f"config.prior.{setting} is {value!r}, and the prior {settings.name} has none: "
+                "choose config.prior.name=categorical."
+            )
+
+
+def _check_any_angle(config):
+    """Refuse what is trained with probabilities of all poses where there are none."""
+    settings, adaptation, group = config.prior, config.adaptation, group_of(config)
+    if adaptation.temperature_end:
+        groups.finite(group, "config.adaptation.temperature_end, of weights over all poses,")
+    if adaptation.confidence_penalty and config.canonicalizer == "steerable":
+        raise ValueError(
+            f"config.adaptation.confidence_penalty is {adaptation.confidence_penalty}, and vectors "
+            "have no probabilities to be sure of: leave it out, or choose config.scorer.refine."
+        )
+    if settings.kl_weight or settings.per_sample or settings.probabilities:
+        groups.finite(group, "config.prior.probabilities, kl_weight or per_sample")
+
+
 def _check_free(config):
     """Refuse what would train a scorer that has nothing to train."""
     adaptation = config.adaptation
@@ -193,14 +312,14 @@ def _check_free(config):
     for setting, given in useless.items():
         if given:
             raise ValueError(
-                f"config.{setting} is for scorers that are trained, and config.scorer.name="
-                f"{config.scorer.name} is not: leave it out."
+                f"config.{setting} is for scorers that are trained, and config.canonicalizer="
+                f"{config.canonicalizer} is not: leave it out."
             )
 
 
 def trains_nothing(config: Config) -> bool:
     """Whether the scorer has no parameters, so that no loss of the scores has any effect."""
-    return config.scorer.name in energies.NAMED and config.adaptation.mode not in BASELINES
+    return config.canonicalizer in energies.NAMED and config.adaptation.mode not in BASELINES
 
 
 def fitting_options(role: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,8 +328,22 @@ def fitting_options(role: str, name: str, options: Mapping[str, Any]) -> dict[st
     return {option: value for option, value in options.items() if option in known}
 
 
+def canonicalizer_for(group: str, name: str, refine: str) -> str:
+    """The canonicalizer that is meant where a group is chosen and none: the one named, if it gives
+    poses of such a group.
+    """
+    any_angle = isinstance(groups.from_name(group), groups.MatrixGroup)
+    if any_angle and not refine:
+        return "steerable"
+    return "group_conv" if name == "steerable" and not any_angle else name
+
+
 def _averaging(averaging, group):
     """The poses and the weighting that the setting stands for, as `adapt` takes them."""
+    if isinstance(group, groups.MatrixGroup):
+        if averaging != "single":
+            groups.finite(group, f"config.averaging={averaging}")
+        return {}
     named = {"single": (1, "scores"), "weighted": (None, "scores"), "mean": (None, "equal")}
     kinds = {"top": "scores", "faded": "faded", "sampled": "sampled"}
     match = re.fullmatch(r"(top|faded|sampled)([1-9][0-9]*)", averaging)
@@ -237,17 +370,15 @@ def with_averaging(config: Config, averaging: str) -> Config:
 
 def _seen(config, group):
     """How many poses the predictor sees, a divisor of those it sees in training."""
-    reads = config.scorer.name == "features" or config.scorer.name in energies.NAMED
+    reads = config.canonicalizer in ("features", *energies.NAMED)
     how = _averaging(config.averaging, group)
-    seen = group.order if reads or how["poses"] is None else how["poses"]
-    if config.adaptation.method == "predictions":  # all of them in training
-        alone = seen == 1 and how["weighting"] != "sampled"
-        return group.order if alone else math.gcd(seen, group.order)
-    return seen
+    return seen_poses(group, reads=reads, method=config.adaptation.method, **how)
 
 
 def _chunk(config, group):
     """How many poses share a pass; None for all."""
+    if isinstance(group, groups.MatrixGroup):
+        return None
     seen = _seen(config, group)
     if config.chunk < 0 or (config.chunk and seen % config.chunk):
         raise ValueError(
@@ -263,15 +394,15 @@ def _one_pose(params, images):
 
 def resolve(config: Config) -> Config:
     """The same settings with every option of the networks, so that they outlive its default."""
-    first = {"scorer": group_of(config), "predictor": None}
+    first = {"scorer": _scored(config), "predictor": None}
     resolved = {}
     for role, argument in first.items():
-        settings = getattr(config, role)
-        cls = _network(role, settings.name)
-        if settings.name in energies.NAMED:  # no network: options are another scorer's
+        settings, name = getattr(config, role), network_name(config, role)
+        cls = _network(role, name)
+        if name in energies.NAMED:  # no network: options are another scorer's
             resolved[role] = dataclasses.replace(settings, options={})
             continue
-        options = settings.options or _SMALL.get(settings.name, {})
+        options = settings.options or _SMALL.get(name, {})
         network = _make(role, cls, (argument,), options)
         resolved[role] = dataclasses.replace(settings, options=options_of(network))
     return dataclasses.replace(config, **resolved)
@@ -282,26 +413,58 @@ def options_of(network: Any) -> dict[str, Any]:
     return {name: getattr(network, name) for name in _options(type(network))}
 
 
-def build_prior(settings: Prior, group: groups.Group) -> priors.Identity | priors.Categorical:
-    """The prior of a run over the elements of a group.
+def build_prior(
+    settings: Prior, group: groups.Group | groups.MatrixGroup, refine: groups.Group | None = None
+):
+    """The prior of a run over the elements of a group, or over angles refined between some.
 
     One that is to be estimated is the identity until its probabilities are known.
     """
+    if isinstance(group, groups.MatrixGroup):
+        prior = _prior_of_angles(settings, group)
+        return prior if refine is None else priors.Refined(refine, prior)
     known = ("identity", "mirror", "categorical", "estimated")
     name = _choose("prior.name", settings.name, known)
     if name == "categorical" or (name == "estimated" and settings.probabilities):
-        return priors.Categorical(settings.probabilities, settings.kl_weight, settings.per_sample)
+        return _over(
+            group, priors.Categorical, settings.probabilities, settings.kl_weight,
+            settings.per_sample,
+        )  # fmt: skip
     if name == "mirror" and group.order > group.n:
         half = np.zeros(group.order)
         half[[0, group.n]] = 0.5
-        return priors.Categorical(tuple(half), settings.kl_weight, settings.per_sample)
+        return _over(
+            group, priors.Categorical, tuple(half), settings.kl_weight, settings.per_sample
+        )
     return priors.Identity()
+
+
+def _over(group, kind, *arguments):
+    """A distribution over the group, if it is one."""
+    try:
+        prior = kind(*arguments)
+        prior.check(group)
+    except ValueError as error:
+        raise ValueError(f"config.prior: {error}") from None
+    return prior
+
+
+def _prior_of_angles(settings, group):
+    if settings.name in ("categorical", "estimated"):
+        groups.finite(group, f"config.prior.name={settings.name}")
+    name = _choose("prior.name", settings.name, ("identity", "mirror", "von_mises", "uniform"))
+    if name == "von_mises":
+        return _over(group, priors.VonMises, settings.kappa, settings.angle, settings.mirror)
+    if name == "mirror" and isinstance(group, groups.O):
+        return priors.VonMises(1.0, mirror=0.5)
+    return priors.Uniform() if name == "uniform" else priors.Identity()
 
 
 def turns_inputs(config: Config) -> bool:
     """Whether training inputs are turned by any angle; always where the group interpolates."""
     choice = config.adaptation.turn_inputs
-    always = {"yes": True, "no": False, "auto": group_of(config).n not in (1, 2, 4)}
+    exact = getattr(group_of(config), "n", None) in (1, 2, 4)
+    always = {"yes": True, "no": False, "auto": not exact}
     return _choose("adaptation.turn_inputs", choice, always)
 
 
@@ -313,7 +476,7 @@ def _choose(field, name, choices):
 
 
 def _network(role, name):
-    return _choose(f"{role}.name", name, {"scorer": _SCORERS, "predictor": _PREDICTORS}[role])
+    return _choose(NAMED_BY[role], name, {"scorer": _SCORERS, "predictor": _PREDICTORS}[role])
 
 
 def default_options(role: str, name: str) -> dict[str, Any]:

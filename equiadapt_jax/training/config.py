@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,14 +48,8 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """The network that scores poses."""
+    """The network of the canonicalizer, which scores poses."""
 
-    name: str = _setting(
-        "group_conv",
-        "group_conv; features (of the predictor in every pose; slower, better); energy (a plain "
-        "network sees every pose), energy_resnet, energy_vit; or without any training of its own "
-        "what the predictor gives for every pose: confidence, entropy, logit_energy, feature_norm",
-    )
     options: Mapping[str, Any] = _setting({}, "fields of the network")
     reference: str = _setting(
         "learned",
@@ -62,6 +57,11 @@ class Scorer:
         "network's own number",
     )
     embedding: int = _setting(64, "energy: length of that vector")
+    refine: str = _setting(
+        "",
+        "so2 and o2: score the elements of this group, such as cyclic16 or dihedral16, by "
+        "group_conv or energy, and refine the angle between them; empty for steerable",
+    )
     margin: float = _setting(
         0.0, "confidence and the like: by how much a pose must beat the identity, else that is kept"
     )
@@ -127,10 +127,10 @@ class Adaptation:
     )
     temperature: float = _setting(1.0, "of the weights")
     contrastive_weight: float = _setting(
-        0.0, "scorer energy: of the term that keeps embeddings of one image's poses apart"
+        0.0, "canonicalizer energy: of the term that keeps embeddings of one image's poses apart"
     )
     artefact_weight: float = _setting(
-        0.0, "scorer energy: of the term that makes embeddings blind to interpolation"
+        0.0, "canonicalizer energy: of the term that makes embeddings blind to interpolation"
     )
     temperature_end: float = _setting(0.0, "to which it goes until the last step; 0 keeps it")
     temperature_decay: str = _setting("cosine", "how: cosine or exponential")
@@ -154,7 +154,9 @@ class Adaptation:
         "linear", "how inputs are turned back where pixels fall between others: linear or cubic"
     )
     variants: int = _setting(
-        1, "scorer features, predictor kept: versions of each image, augmented, made beforehand"
+        1,
+        "canonicalizer features, predictor kept: versions of each image, augmented, made "
+        "beforehand",
     )
     cache_gigabytes: float = _setting(
         8.0, "their size up to which they are kept in memory; beyond it none are made beforehand"
@@ -167,12 +169,18 @@ class Prior:
 
     name: str = _setting(
         "identity",
-        "identity, mirror (half of it on the mirror, for dihedral<n>), categorical, or estimated "
-        "from the training images, which need not be upright",
+        "identity, mirror (half of it on the mirror, for dihedral<n> and o2), categorical, or "
+        "estimated from the training images, which need not be upright; for so2 and o2 also "
+        "von_mises or uniform",
     )
     probabilities: tuple[float, ...] = _setting((), "categorical: one per element")
     kl_weight: float = _setting(0.0, "categorical: weight of KL(prior ‖ batch mean of poses)")
     per_sample: bool = _setting(False, "categorical: KL per input, as in the papers")
+    kappa: float = _setting(
+        10.0, "von_mises: its concentration; where it is large the width is 1/√kappa radians"
+    )
+    angle: float = _setting(0.0, "von_mises: its most probable angle, in radians")
+    mirror: float = _setting(0.0, "von_mises, for o2: how much of it is mirrored")
     rounds: int = _setting(4, "estimated: how often images are aligned anew, at least 2")
     steps: int = _setting(200, "estimated: optimisation steps of the scorer in each round")
 
@@ -202,7 +210,14 @@ class Config:
 
     name: str = _setting("digits_vit", "first part of the run's directory")
     seed: int = _setting(0, "of initialisation, order of images and augmentation, in both stages")
-    group: str = _setting("cyclic4", "cyclic<n> or dihedral<n>")
+    group: str = _setting("cyclic4", "cyclic<n> or dihedral<n>, or of all angles so2 or o2")
+    canonicalizer: str = _setting(
+        "group_conv",
+        "what finds the pose: group_conv; features (of the predictor in every pose; slower, "
+        "better); energy (a plain network sees every pose), energy_resnet, energy_vit; or without "
+        "any training of its own what the predictor gives for every pose: confidence, entropy, "
+        "logit_energy, feature_norm; steerable (vectors, for so2 and o2)",
+    )
     averaging: str = _setting(
         "single",
         "single (the best pose), top<k> (the k best, weighted by their scores), weighted (all), "
@@ -219,7 +234,9 @@ class Config:
     dtype: str = _setting("float32", "compute dtype: float32 or bfloat16; parameters are float32")
     evaluation_batch_size: int = _setting(60, "images per evaluated batch")
     evaluation_group: str = _setting(
-        "", "whose elements turn the test images of the final figures; the group by default"
+        "",
+        "whose elements turn the test images of the final figures; the group by default, for so2 "
+        "cyclic16 and for o2 dihedral8",
     )
     data: Data = dataclasses.field(default_factory=Data)
     scorer: Scorer = dataclasses.field(default_factory=Scorer)
@@ -230,6 +247,15 @@ class Config:
     prior: Prior = dataclasses.field(default_factory=Prior)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     logging: Logging = dataclasses.field(default_factory=Logging)
+
+
+# The setting that says which network has a role.
+NAMED_BY = {"scorer": "canonicalizer", "predictor": "predictor.name"}
+
+
+def network_name(config: Any, role: str) -> str:
+    """Which network the settings name as `scorer` or `predictor`."""
+    return operator.attrgetter(NAMED_BY[role])(config)
 
 
 def chosen(name: str, variants: Mapping[str, Any], variant: str) -> Any:

@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from equiadapt_jax.training.build import default_options
-from equiadapt_jax.training.config import Config
+from equiadapt_jax.training.config import Config, network_name
 
 _FLAG_WIDTH = 44
 
@@ -29,7 +29,7 @@ def explain(config: Config, path: str = "config", *, width: int = 100) -> str:
             lines += ["", f"{(owner.__doc__ or '').splitlines()[0]}"]
         if field.name == "options":
             role = name.split(".")[1]
-            network = default_options(role, getattr(config, role).name)
+            network = default_options(role, network_name(config, role))
             lines += _options(name, value, field.metadata["meaning"], network, width)
         else:
             lines += _entry(name, value, field, width)

@@ -11,7 +11,8 @@ import optax
 from equiadapt_jax import canonicalization, energies
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
-from equiadapt_jax.groups import Group
+from equiadapt_jax.evaluation.orbits import away
+from equiadapt_jax.groups import Group, MatrixGroup
 from equiadapt_jax.training.config import Augmentation
 
 # objective(params, state, batch, key, step) -> (loss, (state, metrics))
@@ -23,7 +24,7 @@ DECAYS = ("cosine", "exponential")
 def pretraining(
     model: Adapted,
     augmentation: Augmentation,
-    turned_by: Group | None = None,
+    turned_by: Group | MatrixGroup | None = None,
     *,
     any_angle: bool = False,
 ) -> Objective:
@@ -79,7 +80,7 @@ def adaptation(
 
     With `turn_inputs` every image is first turned by an angle drawn from the whole circle (and
     mirrored or not, for D_n), and the prior shifted by the nearest element: otherwise a scorer
-    would learn that what was interpolated is not upright.
+    would learn that what was interpolated is not upright. For SO(2) and O(2) by the very element.
     """
     weights = (contrastive_weight, artefact_weight)
 
@@ -100,10 +101,12 @@ def adaptation(
             task = _cross_entropy(logits, batch["label"])
             loss = task + prior_weight * prior_loss
             found |= {"task_loss": task, "accuracy": _accuracy(logits, batch["label"])}
-        entropy = _entropy(canonical.scores)
-        loss = _penalised(loss, confidence_penalty, entropy) + terms
-        found |= _pose_metrics(model.group, prior, prior_loss, canonical.pose, applied)
-        return loss, (state, {"loss": loss, **found, "pose_entropy": entropy})
+        if not _spans_frames(model):
+            found["pose_entropy"] = entropy = _entropy(canonical.scores)
+            loss = _penalised(loss, confidence_penalty, entropy)
+        loss += terms
+        metrics = _pose_metrics(model.group, prior, prior_loss, canonical.pose, applied)
+        return loss, (state, {"loss": loss, **found, **metrics})
 
     return objective
 
@@ -174,9 +177,15 @@ def _embedding_terms(model, params, state, images, key, weights):
 
 
 def turn(
-    group: Group, key: jax.Array, images: jax.Array, pad: str, fill: float
+    group: Group | MatrixGroup, key: jax.Array, images: jax.Array, pad: str, fill: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Images turned by random angles, for D_n after a random mirror; and the nearest elements."""
+    """Images turned by random angles, for D_n and O(2) after a random mirror; and the elements.
+
+    Of finite groups those that are nearest.
+    """
+    if isinstance(group, MatrixGroup):
+        g = group.random(key, images.shape[:-3])
+        return image_actions.act(group, g, images, pad=pad, fill=fill), g
     angle_key, mirror_key = jax.random.split(key)
     batch = images.shape[:-3]
     angle = jax.random.uniform(angle_key, batch, maxval=2 * jnp.pi)
@@ -268,7 +277,16 @@ def _accuracy(logits, labels):
     return jnp.mean(jnp.argmax(logits, -1) == labels)
 
 
+def _spans_frames(model):
+    """Whether the scorer gives vectors, of which no probabilities are made."""
+    return isinstance(model.group, MatrixGroup) and model.refine is None
+
+
 def _pose_metrics(group, prior, prior_loss, pose, applied):
+    if isinstance(group, MatrixGroup):
+        applied = group.identity() if applied is None else applied
+        error = away(pose, applied, prior.modes(group))
+        return {"prior_loss": prior_loss, "pose_error": jnp.mean(error)}
     applied = jnp.zeros_like(pose) if applied is None else applied
-    right = [pose == group.compose(applied, mode) for mode in prior.modes]
+    right = [pose == group.compose(applied, mode) for mode in prior.modes(group)]
     return {"prior_loss": prior_loss, "pose_accuracy": jnp.mean(jnp.stack(right).any(0))}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax import devices
+from equiadapt_jax import devices, groups
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import Dataset
 from equiadapt_jax.data.turned import TurnedSource, drawn
@@ -31,7 +31,7 @@ def open_split(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
     data, source = config.data, dataset.source(split)
     if not data.poses:
         return {"source": source, "size": data.size, "how": data.fit}
-    group = group_of(config)
+    group = groups.finite(group_of(config), "config.data.poses")
     if len(data.poses) != group.order:
         raise ValueError(
             f"config.data.poses has {len(data.poses)} probabilities and {group} {group.order} "
@@ -49,6 +49,7 @@ def estimates_prior(config: Config) -> bool:
     settings = config.prior
     if settings.name != "estimated":
         return False
+    groups.finite(group_of(config), "config.prior.name=estimated")
     if settings.probabilities:
         raise ValueError(
             "config.prior.probabilities are found by the run where config.prior.name is estimated: "

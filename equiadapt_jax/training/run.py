@@ -33,9 +33,11 @@ from equiadapt_jax.training.build import (
     build_model,
     build_prior,
     check_training,
+    evaluation_group,
     group_of,
     resolve,
     trains_nothing,
+    turning,
     turns_inputs,
 )
 from equiadapt_jax.training.checkpoints import Checkpoints
@@ -137,9 +139,7 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"config.{name} is {count}: it must be at least 1.")
-    groups.finite(
-        groups.from_name(config.evaluation_group or config.group), "config.evaluation_group"
-    )
+    evaluation_group(config)
     poses.estimates_prior(config)
     if config.pretrain.steps < 0:
         raise ValueError(f"config.pretrain.steps is {config.pretrain.steps}: give 0 or more.")
@@ -167,12 +167,11 @@ def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None
         if config.adaptation.mode in BASELINES:
             return model.predict(params, state, images)
         (logits, canonical), _ = model.apply(params, state, images, key=key)
-        return logits, build_prior(config.prior, model.group).loss(model.group, canonical.scores)
+        return logits, _prior(config, model).loss(model.group, canonical.scores)
 
     images = jnp.zeros((1, *shape))
-    for name in filter(None, (config.group, config.evaluation_group)):  # which evaluation turns by
-        turn = functools.partial(image_actions.act, groups.from_name(name), 0)
-        jax.eval_shape(turn, images)
+    for group in (turning(group_of(config)), evaluation_group(config)):
+        jax.eval_shape(functools.partial(image_actions.act, group, 0), images)
     jax.eval_shape(everything, jax.random.key(0), images)
 
 
@@ -265,8 +264,8 @@ def _validation_over_orbits(run: _Run):
     config, model = run.config, run.model
     labels = config.adaptation.mode != "prior"
     predict = adapted_prediction(model) if labels else _scores_only(model)
-    turns = GroupTurns(model.group, model.pad, model.fill)
-    modes = build_prior(config.prior, model.group).modes
+    turns = GroupTurns(turning(model.group), model.pad, model.fill)
+    modes = _prior(config, model).modes(model.group)
     evaluate = make_evaluator(predict, turns, model.group, modes)
 
     def validate(state):
@@ -274,10 +273,18 @@ def _validation_over_orbits(run: _Run):
         outcome = evaluate(state.params, state.state, run.stop.checked(batches))
         found = figures(outcome, elements=False)
         if not labels:
-            found = {name: found[name] for name in ("identity_rate", "pose_accuracy")}
-        return {**found, "best_by": found["group_accuracy" if labels else "pose_accuracy"]}
+            of_poses = ("identity_rate", "pose_accuracy", "pose_error", "median_pose_error")
+            found = {name: found[name] for name in of_poses if name in found}
+        if labels:
+            return {**found, "best_by": found["group_accuracy"]}
+        by = found.get("pose_accuracy", -found.get("pose_error", 0.0))
+        return {**found, "best_by": by}
 
     return validate
+
+
+def _prior(config: Config, model: Adapted):
+    return build_prior(config.prior, model.group, model.refine)
 
 
 def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor, started: bool) -> _Run:
@@ -330,7 +337,11 @@ def _with_prior(run: _Run, workdir: Path, fingerprint: str, predictor, started: 
         return poses.pose_probabilities(model, *networks, batches)
 
     prior, _ = alignment.bootstrap(
-        model.group, len(images["source"]), train, score, rounds=settings.rounds
+        groups.finite(model.group, "config.prior.name=estimated"),
+        len(images["source"]),
+        train,
+        score,
+        rounds=settings.rounds,
     )
     poses.keep_prior(workdir, prior, seconds)
     shutil.rmtree(directory)
@@ -347,8 +358,8 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
         rates["predictor"] = settings.predictor_learning_rate
     if trains_nothing(config) and settings.prior_weight:
         print(
-            f"The scorer {config.scorer.name} has nothing to train: the prior's loss is logged, "
-            "and config.adaptation.prior_weight has no effect."
+            f"The canonicalizer {config.canonicalizer} has nothing to train: the prior's loss is "
+            "logged, and config.adaptation.prior_weight has no effect."
         )
     made = 0.0
     if _keeps_features(run, params, state):
@@ -360,21 +371,30 @@ def _adapt(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
         made = time.monotonic() - began
     else:
         how = {
-            "objective": objective.adaptation(
-                model, build_prior(config.prior, model.group),
-                prior_weight=settings.prior_weight, augmentation=config.augmentation,
-                turn_inputs=turns_inputs(config), labels=settings.mode != "prior",
-                contrastive_weight=settings.contrastive_weight,
-                artefact_weight=settings.artefact_weight,
-                **_weighing(config),
-            ),
+            "objective": _objective(config, model),
             "batches": _training(run, settings.batch_size),
             "validate": _validation_over_orbits(run),
-        }  # fmt: skip
+        }
     return made + _fit(
         run, workdir, f"adapting to {model.group}", fingerprint=fingerprint, params=params,
         state=state, learning_rates=rates, steps=settings.steps, key=jax.random.fold_in(key, 2),
         **how,
+    )  # fmt: skip
+
+
+def _objective(config: Config, model: Adapted, *, kept: bool = False) -> objective.Objective:
+    """What adaptation minimises: of images, or of the features that are `kept` of them."""
+    settings, prior = config.adaptation, _prior(config, model)
+    shared = {
+        "prior_weight": settings.prior_weight, "labels": settings.mode != "prior",
+        **_weighing(config),
+    }  # fmt: skip
+    if kept:
+        return objective.adaptation_from_features(model, prior, **shared)
+    return objective.adaptation(
+        model, prior, augmentation=config.augmentation, turn_inputs=turns_inputs(config),
+        contrastive_weight=settings.contrastive_weight, artefact_weight=settings.artefact_weight,
+        **shared,
     )  # fmt: skip
 
 
@@ -434,8 +454,9 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
             raise Stopped(f"Stopped while making {title}, of which nothing is kept.") from None
 
     train = make(config.data.train, 3, variants=settings.variants, augmentation=config.augmentation)
+    modes = prior.modes(model.group)
     validate = cache.make_validation(
-        model, make(config.data.validation, 4), prior.modes, config.evaluation_batch_size
+        model, make(config.data.validation, 4), modes, config.evaluation_batch_size
     )
     labels = settings.mode != "prior"
 
@@ -446,13 +467,11 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
             found["random_accuracy" if turned else "group_accuracy"] = accuracy
         # By the pose, because the predictor was often trained on the very images held out here;
         # but where all poses are as likely, none is wrong.
-        all_right = labels and len(prior.modes) == model.group.order
+        all_right = labels and len(modes) == model.group.order
         return {**found, "best_by": accuracy if all_right else pose}
 
     return {
-        "objective": objective.adaptation_from_features(
-            model, prior, prior_weight=settings.prior_weight, labels=labels, **_weighing(config)
-        ),
+        "objective": _objective(config, model, kept=True),
         "batches": array_batches(train, batch_size=settings.batch_size, seed=config.seed),
         "validate": validation,
     }
@@ -481,7 +500,7 @@ def _fine_tune(run: _Run, workdir: Path, fingerprint: str, predictor) -> float:
 def _validation_of_baseline(run: _Run):
     """By upright accuracy, or where images are turned in training by group accuracy."""
     config, model = run.config, run.model
-    turns = GroupTurns(group_of(config), model.pad, model.fill)
+    turns = GroupTurns(turning(group_of(config)), model.pad, model.fill)
     evaluate = make_evaluator(vanilla_prediction(model), turns)
     best_by = "accuracy" if config.adaptation.mode == "vanilla" else "group_accuracy"
 
@@ -531,7 +550,7 @@ def _fit(
 def _scores_only(model):
     def predict(params, state, images):
         canonical, _ = model.canonicalize(params, state, images)
-        return canonical.scores, canonical.pose
+        return canonical.scores.reshape(len(images), -1), canonical.pose
 
     return predict
 

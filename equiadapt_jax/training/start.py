@@ -17,7 +17,8 @@ from equiadapt_jax.training.digests import of_leaves
 from equiadapt_jax.training.workdir import read_config, read_fingerprint
 
 # The predictor's digest too: vanilla figures are those of step 0.
-_SAME = ("group", "scorer.name", "scorer.options", "scorer.reference", "scorer.embedding",
+_SAME = ("group", "canonicalizer", "scorer.options", "scorer.reference", "scorer.embedding",
+         "scorer.refine",
          "predictor.name", "predictor.options", "predictor.mean", "predictor.std",
          "predictor.sha256")  # fmt: skip
 

@@ -34,7 +34,10 @@ def read_config(workdir: str | os.PathLike) -> tuple[Config, Mapping[str, Any]]:
     Raises FileNotFoundError where there is no run, ValueError where config.json is not one's.
     """
     values = _read(workdir)
-    return from_dict(values["settings"]), values["dataset"]
+    settings = values["settings"]
+    if "name" in settings["scorer"]:  # of a run from when the canonicalizer was named there
+        settings["canonicalizer"] = settings["scorer"].pop("name")
+    return from_dict(settings), values["dataset"]
 
 
 def read_environment(workdir: str | os.PathLike) -> dict[str, Any]:
