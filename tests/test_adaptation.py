@@ -568,11 +568,3 @@ def test_a_predictor_given_without_its_state_is_refused():
     model = ea.adapt(C4, ea.from_function(lambda p, x: x), ea.from_function(lambda p, x: x))
     with pytest.raises(TypeError, match=r"predictor is a dict: give \(params, state\)"):
         model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), predictor={"w": 1})
-
-
-def test_a_continuous_group_is_refused_with_a_finite_one_to_take():
-    scorer = predictor = ea.from_function(lambda params, x: x.mean((1, 2)))
-    with pytest.raises(
-        ValueError, match=r"adapt needs a finite group, and o2 .*: take one such as"
-    ):
-        ea.adapt(ea.groups.O(2), scorer, predictor)

@@ -21,7 +21,7 @@ import equiadapt_jax as ea
 from benchmarks.accuracy import evaluation, images
 from benchmarks.accuracy.evaluation import TURNS
 from benchmarks.accuracy.table import COLUMNS, number, table
-from equiadapt_jax import averaging, energies
+from equiadapt_jax import averaging, devices, energies
 from equiadapt_jax.evaluation.predictions import draws
 from equiadapt_jax.groups import Group
 
@@ -88,7 +88,7 @@ def choices(order: int, margin: float) -> dict[str, tuple[int, bool, Choice]]:
 
 def look_at(name: str, run, test: evaluation.Evaluation, cache: Path, batch: int):
     """`Poses` by turn of a run that was loaded, computed where the cache does not have them."""
-    params, state, model = run
+    params, state, model = devices.copy(run[0]), devices.copy(run[1]), run[2]
     see = jax.jit(lambda networks, x: everything(model, *networks, x))
     whose = f"{name}-{images.digest(*jax.tree.leaves(params))}-{test.digest}"
     found = {}
@@ -98,7 +98,7 @@ def look_at(name: str, run, test: evaluation.Evaluation, cache: Path, batch: int
             print(f"Predicting {path}", file=sys.stderr)
             size = min(batch, len(test.labels))
             parts = evaluation.in_batches(test.images(turn), size)
-            seen = [jax.device_get(see((params, state), part)) for part in parts]
+            seen = [jax.device_get(see((params, state), devices.spread(part))) for part in parts]
             columns = [np.concatenate(c)[: len(test.labels)] for c in zip(*seen, strict=True)]
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(path.name + ".unfinished.npz")

@@ -24,6 +24,7 @@ import numpy as np
 import equiadapt_jax as ea
 from benchmarks.accuracy import environment, evaluation, images
 from benchmarks.accuracy.table import table
+from equiadapt_jax import devices
 from equiadapt_jax.training.workdir import read_config
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +96,7 @@ def predict_with(method: Method, weights: Path) -> evaluation.Predict:
     compiled = jax.jit(lambda x: method(logits, x))
 
     def predict(batch):
-        found, poses = compiled(batch)
+        found, poses = compiled(devices.spread(batch))
         return np.asarray(found).argmax(-1), None if poses is None else np.asarray(poses)
 
     return predict
@@ -138,10 +139,11 @@ def measure_run(workdir: Path, test: evaluation.Evaluation, output: Path) -> Non
     params, state, model = ea.load(workdir)
     config, _ = read_config(workdir)
     figures = json.loads((workdir / "metrics.json").read_text())
+    params, state = devices.copy((params, state))
     apply = jax.jit(model.apply)
 
     def predict(batch):
-        (logits, canonical), _ = apply(params, state, batch, key=jax.random.key(0))
+        (logits, canonical), _ = apply(params, state, devices.spread(batch), key=jax.random.key(0))
         # Of an element of D_n the rotation counts: mirrored or not, the image is brought upright.
         return np.asarray(logits).argmax(-1), np.asarray(canonical.pose) % model.group.n
 

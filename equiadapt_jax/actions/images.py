@@ -12,17 +12,16 @@ where an image is resampled twice, and costs four times the reads. It is not cli
 it leaves the range of the image by up to a seventh of the step there.
 
 What lies outside the image continues the edge (`pad="edge"`) or is `fill` (`pad="constant"`); no
-padded image is ever made. All functions are pure, and work under jit, vmap and grad; forward mode
-is not defined where elements are arrays.
+padded image is ever made. All functions are pure, and work under jit, vmap and in both modes of
+differentiation; see `actions.sampling` for the derivatives.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.groups import Group, MatrixGroup, finite, quarter_turns
+from equiadapt_jax.actions import sampling
+from equiadapt_jax.groups import SO, Group, MatrixGroup, finite, quarter_turns
 
 PADS = ("edge", "constant")
 INTERPOLATIONS = ("linear", "cubic")
@@ -106,6 +105,9 @@ def act(
     if exact:
         return _turn(images, quarter, mirror)
     matrix = group.matrix(rest, np.promote_types(images.dtype, np.float32))
+    if group.n % 4:  # leaves more than 45°
+        matrix, more = SO(2).split(matrix)
+        quarter = (quarter + more) % 4
     how = (pad, fill, interpolation)
     return _sample(images, quarter, mirror, matrix[..., 0, 0], matrix[..., 0, 1], *how)
 
@@ -171,54 +173,13 @@ def _check(
 def _turn(images: jax.Array, quarter, mirror) -> jax.Array:
     """A left-right mirror where `mirror`, then `quarter` quarter turns; pixels only move."""
     if isinstance(quarter, jax.Array) or np.ndim(quarter):
-        return _moved(images, jnp.asarray(quarter), jnp.asarray(mirror, jnp.int32))
+        return sampling.move(images, *(jnp.asarray(p, jnp.int32) for p in (quarter, mirror)))
     images = _where(mirror, images[..., ::-1, :], images)
     if quarter % 2:
         images = jnp.swapaxes(images, -3, -2)
     if (quarter % 4 + 1) // 2 % 2:
         images = images[..., ::-1, :, :]
     return images[..., ::-1, :] if quarter % 4 // 2 else images
-
-
-@jax.custom_vjp
-def _moved(images, quarter, mirror):
-    """`_turn` by elements that are not known when it is traced: every pixel reads one place.
-
-    To choose among turned images instead would double what XLA computes for a pixel with every
-    choice, and with turns of turns its time to compile without end.
-    """
-    height, width = images.shape[-3:-1]
-    i, j = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
-
-    def move(image, quarter, mirror):
-        place = _source(i, j, height, width, quarter, mirror)
-        return image.reshape(height * width, -1).at[place].get(mode="promise_in_bounds")
-
-    flat = images.reshape(-1, *images.shape[-3:])
-    axes = [0 if x.ndim else None for x in (quarter, mirror)]
-    quarter, mirror = (x.reshape(-1) if x.ndim else x for x in (quarter, mirror))
-    return jax.vmap(move, in_axes=(0, *axes))(flat, quarter, mirror).reshape(images.shape)
-
-
-def _moved_forward(images, quarter, mirror):
-    return _moved(images, quarter, mirror), (quarter, mirror)
-
-
-def _moved_backward(element, cotangent):
-    quarter, mirror = element  # a mirror before a turn is undone by itself
-    return _moved(cotangent, jnp.where(mirror == 1, quarter, -quarter), mirror), None, None
-
-
-_moved.defvjp(_moved_forward, _moved_backward)
-
-
-def _source(i, j, height, width, quarter, mirror):
-    """Where the flat image has pixel (i, j) of the one that is mirrored and turned."""
-    i = jnp.where((quarter + 1) // 2 % 2 == 1, height - 1 - i, i)
-    j = jnp.where(quarter // 2 % 2 == 1, width - 1 - j, j)
-    if height == width:
-        i, j = jnp.where(quarter % 2 == 1, j, i), jnp.where(quarter % 2 == 1, i, j)
-    return i * width + jnp.where(mirror == 1, width - 1 - j, j)
 
 
 def _where(condition, true: jax.Array, false: jax.Array) -> jax.Array:
@@ -229,54 +190,8 @@ def _where(condition, true: jax.Array, false: jax.Array) -> jax.Array:
 
 
 def _sample(images, quarter, mirror, cos, sin, pad, fill, interpolation) -> jax.Array:
-    """Mirror, quarter turns, then one rotation by atan2(sin, cos); all of it in a single gather."""
-    flat = images.reshape(-1, *images.shape[-3:])
-    parameters = [jnp.asarray(p) for p in (quarter, mirror, cos, sin)]
-    axes = [0 if p.ndim else None for p in parameters]
-    parameters = [p.reshape(-1) if p.ndim else p for p in parameters]
-    sample = functools.partial(_sample_one, pad=pad, fill=fill, interpolation=interpolation)
-    return jax.vmap(sample, in_axes=(0, *axes))(flat, *parameters).reshape(images.shape)
-
-
-def _sample_one(image, quarter, mirror, cos, sin, *, pad, fill, interpolation):
-    height, width, _ = image.shape
-    y = jnp.arange(height, dtype=cos.dtype)[:, None] - (height - 1) / 2
-    x = jnp.arange(width, dtype=cos.dtype)[None, :] - (width - 1) / 2
-    column, row = cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2
-    if pad == "edge":
-        column, row = jnp.clip(column, 0, width - 1), jnp.clip(row, 0, height - 1)
-    left, top = jnp.floor(column), jnp.floor(row)
-    offsets, weights = _KERNELS[interpolation]
-    across, down = weights((column - left)[..., None]), weights((row - top)[..., None])
-    i = jnp.stack([top + k for k in offsets for _ in offsets]).astype(jnp.int32)
-    j = jnp.stack([left + k for _ in offsets for k in offsets]).astype(jnp.int32)
-    pixels = _gather(image, jnp.clip(i, 0, height - 1), jnp.clip(j, 0, width - 1), quarter, mirror)
-    pixels = pixels.astype(cos.dtype)
-    if pad == "constant":
-        inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
-        pixels = jnp.where(inside[..., None], pixels, jnp.asarray(fill, cos.dtype))
-    pixels = pixels.reshape(len(offsets), len(offsets), *image.shape)
-    rows = [sum(p * w for p, w in zip(line, across, strict=True)) for line in pixels]
-    return sum(r * w for r, w in zip(rows, down, strict=True)).astype(image.dtype)
-
-
-def _linear(t):
-    return 1 - t, t
-
-
-def _cubic(t, a=-0.75):
-    """Keys' weights of the pixels at −1, 0, 1 and 2 for a place t in [0, 1) between 0 and 1."""
-    u = 1 - t
-    near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((a + 2) * u - (a + 3)) * u * u + 1
-    return a * t * u * u, near, far, a * u * t * t
-
-
-_KERNELS = {"linear": ((0, 1), _linear), "cubic": ((-1, 0, 1, 2), _cubic)}
-
-
-def _gather(image, i, j, quarter, mirror):
-    """Pixels (i, j) of the image that `_turn` would make, read from the original."""
-    height, width, channels = image.shape
-    flat = image.reshape(height * width, channels)
-    place = _source(i, j, height, width, quarter, mirror)
-    return flat.at[place].get(mode="promise_in_bounds")
+    """Mirror, quarter turns, then one rotation by atan2(sin, cos); all of it in a single read."""
+    quarter, mirror = (jnp.asarray(p, jnp.int32) for p in (quarter, mirror))
+    cos, sin = jnp.asarray(cos), jnp.asarray(sin)
+    fill = jnp.asarray(fill, cos.dtype)
+    return sampling.turn(pad, interpolation, images, quarter, mirror, cos, sin, fill)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equiadapt_jax import devices
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import Group, MatrixGroup, O
 
@@ -162,24 +163,34 @@ def make_evaluator(
 
     look = look_inside if traced else look_outside
 
-    def evaluate(params, state, batches):
-        names, label, rows, first, probabilities = [], [], [], 0, True
+    def begun(params, state, batches):
+        if traced:
+            params, state = devices.copy((params, state))
+        first = 0
         for batch in batches:
-            images, mask = jnp.asarray(batch["image"]), batch["mask"]
             if name:
                 _check_labelled(batch)
-            seen = [
-                look(params, state, images, np.int32(turn), np.int32(first))
-                for turn in range(len(turns))
-            ]
-            seen = jax.tree.map(lambda *x: np.stack(x, 1), *jax.device_get(seen))
+            images = devices.spread(batch["image"]) if traced else batch["image"]
+            yield (
+                batch,
+                [
+                    look(params, state, images, np.int32(turn), np.int32(first))
+                    for turn in range(len(turns))
+                ],
+            )
+            first += len(batch["mask"])
+
+    def evaluate(params, state, batches):
+        names, label, rows, probabilities = [], [], [], True
+        for batch, every in devices.fetched(begun(params, state, batches)):
+            mask = batch["mask"]
+            seen = jax.tree.map(lambda *x: np.stack(x, 1), *every)
             if name:
                 _check_finite(name, seen["logits"], batch["name"], turns.labels)
             probabilities = probabilities and _are_probabilities(seen["logits"][mask])
             rows.append(jax.tree.map(lambda x, mask=mask: x[mask], _summarise(**seen)))
             names.append(batch["name"][mask])
             label.append(batch["label"][mask])
-            first += len(mask)
         columns = jax.tree.map(lambda *x: np.concatenate(x), *rows)
         return Outcome(
             turns.labels, np.concatenate(names), np.concatenate(label), **columns,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equiadapt_jax import devices
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.evaluation.predictions import draws
@@ -83,22 +84,28 @@ def make(
         return features.astype(jnp.float16), predictions.astype(jnp.float32), applied
 
     # Arguments of the compiled function, in which they would otherwise be constants.
-    networks = tuple({"predictor": tree["predictor"]} for tree in (params, state))
+    networks = devices.copy(tuple({"predictor": tree["predictor"]} for tree in (params, state)))
+
+    def begun():
+        first = 0
+        for batch in batches:
+            images = devices.spread(batch["image"])
+            for variant in range(variants):
+                seen = look(networks, images, np.int32(variant), np.int32(first))
+                yield (batch, variant, first), seen
+            first += int(batch["mask"].sum())
+
     kept: Arrays = {}
-    first = 0
-    for batch in batches:
+    last = 0
+    for (batch, variant, first), seen in devices.fetched(begun()):
         mask = batch["mask"]
-        rows = slice(first, first + int(mask.sum()))
-        for variant in range(variants):
-            seen = look(networks, jnp.asarray(batch["image"]), np.int32(variant), np.int32(first))
-            made = (*jax.device_get(seen), batch["label"])
-            for name, values in zip(_NAMES, made, strict=True):
-                if name not in kept:
-                    kept[name] = np.empty((variants, count, *values.shape[1:]), values.dtype)
-                kept[name][variant, rows] = values[mask]
-        first = rows.stop
-    if first != count:
-        raise ValueError(f"The batches hold {first} images, not {count}: give their number.")
+        rows = slice(first, last := first + int(mask.sum()))
+        for name, values in zip(_NAMES, (*seen, batch["label"]), strict=True):
+            if name not in kept:
+                kept[name] = np.empty((variants, count, *values.shape[1:]), values.dtype)
+            kept[name][variant, rows] = values[mask]
+    if last != count:
+        raise ValueError(f"The batches hold {last} images, not {count}: give their number.")
     return {name: values.reshape(-1, *values.shape[2:]) for name, values in kept.items()}
 
 
@@ -117,9 +124,10 @@ def make_validation(
         return prediction == label, jnp.stack(right).any(0)
 
     def validate(params, state):
+        params, state = devices.copy((params, state))
         seen = []
         for start in range(0, len(arrays["label"]), batch_size):
-            part = [arrays[name][start : start + batch_size] for name in _ARGUMENTS]
+            part = [devices.spread(arrays[name][start : start + batch_size]) for name in _ARGUMENTS]
             seen.append(jax.device_get(look(params, state, np.int32(start), *part)))
         accuracy, pose = (
             float(np.concatenate(column).mean()) for column in zip(*seen, strict=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax import groups
+from equiadapt_jax import devices, groups
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.data import Dataset
 from equiadapt_jax.data.turned import TurnedSource, drawn
@@ -130,8 +130,9 @@ def pose_probabilities(
         canonical, _ = model.canonicalize(params, state, images)
         return jax.nn.softmax(canonical.scores, -1)
 
-    rows = [
-        jax.device_get(look(params, state, jnp.asarray(batch["image"])))[batch["mask"]]
-        for batch in batches
-    ]
+    params, state = devices.copy((params, state))
+    begun = (
+        (batch["mask"], look(params, state, devices.spread(batch["image"]))) for batch in batches
+    )
+    rows = [probabilities[mask] for mask, probabilities in devices.fetched(begun)]
     return jnp.asarray(np.concatenate(rows))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from equiadapt_jax import devices
 from equiadapt_jax.training.config import Optimizer
 from equiadapt_jax.training.objective import Objective
 
@@ -42,7 +42,7 @@ def create_state(params, state, optimizer, trained: Sequence[str]) -> TrainState
     created = TrainState(
         jnp.zeros((), jnp.int32), params, state, optimizer.init({n: params[n] for n in trained})
     )
-    return jax.device_put(jax.tree.map(lambda x: x.copy(), created), _sharding())
+    return devices.copy(jax.tree.map(lambda x: x.copy(), created))
 
 
 def make_step(
@@ -72,16 +72,11 @@ def make_step(
 
 def place_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's part of a batch, spread over all devices along the first axis."""
-    devices, rows = jax.device_count(), len(batch["label"]) * jax.process_count()
-    if rows % devices:
+    count, rows = jax.device_count(), len(batch["label"]) * jax.process_count()
+    if rows % count:
         raise ValueError(
-            f"A batch of {rows} images cannot be shared by {devices} devices: choose a batch_size "
-            f"that is a multiple of {devices}."
+            f"A batch of {rows} images cannot be shared by {count} devices: choose a batch_size "
+            f"that is a multiple of {count}."
         )
-    sharding = _sharding("data")
+    sharding = devices.shared()
     return {n: jax.make_array_from_process_local_data(sharding, v) for n, v in batch.items()}
-
-
-def _sharding(*axes):
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec(*axes))

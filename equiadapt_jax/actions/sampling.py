@@ -1,0 +1,369 @@
+"""Pixels read at turned places, with derivatives that only read as well: below `actions.images`.
+
+`move` moves pixels by mirrors and quarter turns. `turn` does so and then turns the image by at most
+45°, which interpolates once. Both are linear in the image, so its tangents go the same way; what
+goes back to it, the transpose, is written out here. JAX's own would add into places, a scatter,
+which is slow where many add at once.
+
+**The transpose.** An output pixel o reads the image about a place p(o). So a pixel u of the image
+was read by the o whose p(o) is closer to u than the kernel reaches, 1 or 2 pixels in each
+direction. As p turns the lattice and keeps distances, these o lie in a window of 3×3 (linear) or
+6×6 (cubic) about the place that p takes to u, and u reads them there. With `pad="edge"` the pixels
+of the border have also been read by all the o whose p(o) lies beyond them: they are in the corners
+of the output, and each pixel of the border adds up those of its own line.
+
+**The derivative with respect to the angle** is that of the interpolation. Linear interpolation has
+a kink where p(o) lies on a line of pixels, and continued edges have one on the border. There the
+derivative is the symmetric one, the mean of those of the two sides: for an exact pose, where every
+p(o) is a pixel, central differences. It is the limit of (f(θ + ε) − f(θ − ε)) / 2ε.
+
+Forward and reverse mode, vmap, jit and scan are defined. What goes back to the image cannot be
+differentiated again with respect to the rotation.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+
+@jax.custom_jvp
+def move(images: jax.Array, quarter: jax.Array, mirror: jax.Array) -> jax.Array:
+    """Images mirrored left to right where `mirror`, then turned by `quarter` quarter turns.
+
+    Args:
+      images: `(..., H, W, C)` of any dtype, square unless quarter is even.
+      quarter: int32 `(...)` or a scalar, counter-clockwise.
+      mirror: int32 `(...)` or a scalar, 0 or 1.
+
+    Every pixel reads one place. To choose among turned images instead would double what XLA
+    computes for a pixel with every choice, and with turns of turns its time to compile without end.
+    """
+    return _for_each(_move, images, quarter, mirror)
+
+
+@move.defjvp
+def _move_jvp(primals, tangents):
+    _, quarter, mirror = primals
+    back = jnp.where(mirror == 1, quarter, -quarter)  # a mirror before a turn is undone by itself
+    tangent = _linear(
+        lambda x: _for_each(_move, x, quarter, mirror),
+        lambda x: _for_each(_move, x, back, mirror),
+        tangents[0],
+    )
+    return move(*primals), tangent
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def turn(
+    pad: str,
+    interpolation: str,
+    images: jax.Array,
+    quarter: jax.Array,
+    mirror: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    fill: jax.Array,
+) -> jax.Array:
+    """Images moved as by `move`, then turned counter-clockwise by atan2(sin, cos), |·| ≤ 45°.
+
+    Args:
+      pad: "edge" or "constant".
+      interpolation: "linear" or "cubic".
+      images: square, `(..., S, S, C)`, any float dtype, which is also that of the result.
+      quarter: int32 `(...)` or a scalar.
+      mirror: int32 `(...)` or a scalar, 0 or 1.
+      cos: `(...)` or a scalar, in at least float32; all coordinates are computed in its dtype.
+      sin: the same, with cos² + sin² = 1 to within rounding.
+      fill: the value outside the image for `pad="constant"`, a scalar of the dtype of cos.
+    """
+    taps = _TAPS[interpolation]
+    return _turn(pad, taps, images, quarter, mirror, cos, sin, fill)
+
+
+def _turn_jvp(pad, interpolation, primals, tangents):
+    """By the image, a linear map with its transpose; by the rotation; by what lies outside."""
+    images, quarter, mirror, cos, sin, fill = primals
+    by_image, _, _, by_cos, by_sin, by_fill = tangents
+    result = jnp.zeros(images.shape, cos.dtype)
+    if not isinstance(by_image, SymbolicZero):
+        place = quarter, mirror, _differentiated_once(cos), _differentiated_once(sin)
+        forward = functools.partial(_turn, pad, _TAPS[interpolation])
+        result += _linear(
+            lambda x: forward(x, *place, jnp.zeros_like(fill)),
+            lambda x: _for_each(functools.partial(_transpose, pad, interpolation), x, *place),
+            by_image,
+        ).astype(cos.dtype)
+    if not (isinstance(by_cos, SymbolicZero) and isinstance(by_sin, SymbolicZero)):
+        by_cos, by_sin = (
+            jnp.zeros_like(cos) if isinstance(t, SymbolicZero) else t for t in (by_cos, by_sin)
+        )
+        slope = functools.partial(_slope, pad, _SYMMETRIC_TAPS[interpolation])
+        result += _for_each(slope, images, quarter, mirror, cos, sin, fill, by_cos, by_sin)
+    if not isinstance(by_fill, SymbolicZero):
+        nothing = jnp.zeros(images.shape, cos.dtype)
+        outside = _turn(pad, _TAPS[interpolation], nothing, *primals[1:5], jnp.ones_like(fill))
+        result += outside * by_fill
+    return turn(pad, interpolation, *primals), result.astype(images.dtype)
+
+
+turn.defjvp(_turn_jvp, symbolic_zeros=True)
+
+
+def _linear(function, transpose, x):
+    """function(x), linear in x and of its shape, where JAX is told the transpose.
+
+    The solution of linear equations is JAX's one linear function that takes its own transpose and
+    maps over batches. What it would solve is never asked for.
+    """
+    return jax.lax.custom_linear_solve(
+        lambda x: x, x, lambda _, x: function(x), lambda _, x: transpose(x)
+    )
+
+
+@jax.custom_jvp
+def _differentiated_once(x):
+    """The number itself, in the constants of `_linear`, which JAX takes to have no derivative."""
+    return x
+
+
+@_differentiated_once.defjvp
+def _refuse(primals, tangents):
+    raise NotImplementedError(
+        "The derivative of a turned image with respect to the image is not differentiated with "
+        "respect to the rotation: stop one of the two gradients by jax.lax.stop_gradient."
+    )
+
+
+def _for_each(function, images, *parameters):
+    """The function of one image and its parameters, which have the images' leading shape or ()."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    axes = [0 if p.ndim else None for p in parameters]
+    parameters = [p.reshape(-1) if p.ndim else p for p in parameters]
+    return jax.vmap(function, in_axes=(0, *axes))(flat, *parameters).reshape(images.shape)
+
+
+def _turn(pad, taps, images, *parameters):
+    return _for_each(functools.partial(_sample, pad, taps), images, *parameters)
+
+
+# ---- one image ----
+
+
+def _strides(height, width, quarter, mirror):
+    """(start, down, right): start + down·i + right·j is where the flat image has pixel (i, j) of
+    the image that is mirrored and turned.
+    """
+    from_below, from_right = (quarter + 1) // 2 % 2, quarter // 2 % 2
+    column = 1 - 2 * mirror
+    down = jnp.where(quarter % 2 == 1, column, width)
+    right = jnp.where(quarter % 2 == 1, width, column)
+    start = from_below * (height - 1) * down + from_right * (width - 1) * right
+    return (
+        start + mirror * (width - 1),
+        (1 - 2 * from_below) * down,
+        (1 - 2 * from_right) * right,
+    )
+
+
+def _move(image, quarter, mirror):
+    height, width = image.shape[:2]
+    i, j = (jnp.arange(length, dtype=jnp.int32) for length in (height, width))
+    start, down, right = _strides(height, width, quarter, mirror)
+    flat = image.reshape(height * width, -1)
+    places = start + down * i[:, None] + right * j[None, :]
+    return flat.at[places].get(mode="promise_in_bounds")
+
+
+def _axes(size, dtype):
+    """Places of the pixels from the centre: y `(S, 1)` and x `(1, S)`."""
+    axis = jnp.arange(size, dtype=dtype) - (size - 1) / 2
+    return axis[:, None], axis[None, :]
+
+
+def _places(y, x, cos, sin):
+    """Row and column at which the output pixel (y, x) reads, all from the centre."""
+    return sin * x + cos * y, cos * x - sin * y
+
+
+def _sample(pad, taps, image, quarter, mirror, cos, sin, fill):
+    """The moved image at the turned places."""
+    places = _places(*_axes(image.shape[0], cos.dtype), cos, sin)
+    read = _reader(image, quarter, mirror)
+    return _interpolate(pad, taps, read, *places, fill).astype(image.dtype)
+
+
+def _reader(image, quarter, mirror):
+    """read(i, j): pixels of the moved image, of integer places in it."""
+    size = image.shape[0]
+    start, down, right = _strides(size, size, quarter, mirror)
+    flat = image.reshape(size * size, -1)
+    return lambda i, j: flat.at[start + down * i + right * j].get(mode="promise_in_bounds")
+
+
+def _interpolate(pad, taps, read, row, column, fill):
+    """Pixels `(S, S, C)` at places `(S, S)` from the centre, a gather for each tap.
+
+    One expression from the places to the result: computed twice, for the reads and for the
+    weights, a place that is a whole number could round to either side of it.
+    """
+    first, offsets, weights = taps
+    size = row.shape[0]
+    row, column = row + (size - 1) / 2, column + (size - 1) / 2
+    if pad == "edge":
+        row, column = jnp.clip(row, 0, size - 1), jnp.clip(column, 0, size - 1)
+    left, top = first(column), first(row)
+    across, down = weights((column - left)[..., None]), weights((row - top)[..., None])
+    i, j = ([(place + k).astype(jnp.int32) for k in offsets] for place in (top, left))
+
+    def tap(i, j):
+        pixels = read(jnp.clip(i, 0, size - 1), jnp.clip(j, 0, size - 1)).astype(row.dtype)
+        inside = (i >= 0) & (i < size) & (j >= 0) & (j < size)
+        return jnp.where(inside[..., None], pixels, fill) if pad == "constant" else pixels
+
+    lines = [sum(w * tap(m, n) for w, n in zip(across, j, strict=True)) for m in i]
+    return sum(w * line for w, line in zip(down, lines, strict=True))
+
+
+def _slope(pad, taps, image, quarter, mirror, cos, sin, fill, by_cos, by_sin):
+    """The derivative of `_sample` in the direction of `by_cos` and `by_sin`."""
+    y, x = _axes(image.shape[0], cos.dtype)
+    places = _places(y, x, cos, sin)
+    read = _reader(image, quarter, mirror)
+    sample = functools.partial(_interpolate, pad, taps, read, fill=fill)
+    one, zero = jnp.ones_like(places[0]), jnp.zeros_like(places[0])
+    by_row = jax.jvp(sample, places, (one, zero))[1]
+    by_column = jax.jvp(sample, places, (zero, one))[1]
+    row, column = _places(y, x, by_cos, by_sin)  # which are linear in cos and sin
+    return by_row * row[..., None] + by_column * column[..., None]
+
+
+def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
+    """The transpose of `_sample` without a fill: each pixel adds up its window, see the module."""
+    first, offsets, kernel = _WINDOWS[interpolation]
+    size = image.shape[0]
+    # To move and then turn is to turn, the other way if there is a mirror, and then to move.
+    quarter, sin = jnp.where(mirror == 1, quarter, -quarter), jnp.where(mirror == 1, -sin, sin)
+    y, x = _axes(size, cos.dtype)
+    half = (size - 1) / 2
+    top, left = (first(place + half) for place in _places(y, x, cos, -sin))
+
+    def add_row(k, total):
+        i = top + k.astype(cos.dtype)
+        for j in [left + n for n in offsets]:
+            row, column = _places(i - half, j - half, cos, sin)
+            weight = _weight(pad, kernel, row, y, half) * _weight(pad, kernel, column, x, half)
+            total += _weighted(image, quarter, mirror, i, j, weight)
+        return total
+
+    total = jnp.zeros(image.shape, cos.dtype)
+    short = len(offsets) == 3  # all 36 of the cubic window written out take minutes to compile
+    total = jax.lax.fori_loop(offsets[0], offsets[-1] + 1, add_row, total, unroll=short)
+    if pad == "edge":
+        beyond = functools.partial(_beyond, interpolation, image, mirror=mirror, cos=cos, sin=sin)
+        turns = quarter + jnp.arange(4, dtype=jnp.int32)
+        total = _on_borders(total, jax.vmap(lambda quarter: beyond(quarter=quarter))(turns))
+    return total.astype(image.dtype)
+
+
+def _weighted(image, quarter, mirror, i, j, weight):
+    """The moved image at places that are whole floats, 0 outside, times weights."""
+    size = image.shape[0]
+    weight = jnp.where((i >= 0) & (i < size) & (j >= 0) & (j < size), weight, 0)
+    i, j = (jnp.clip(place, 0, size - 1).astype(jnp.int32) for place in (i, j))
+    return weight[..., None] * _reader(image, quarter, mirror)(i, j).astype(weight.dtype)
+
+
+def _weight(pad, kernel, place, pixel, half):
+    """What a sample at `place` takes of a pixel, along one axis from −half to half.
+
+    A sample less than one beyond the border goes to the window in part, and to `_beyond` with the
+    rest: a place that is computed in both, and rounded in two ways, is nowhere lost or doubled.
+    """
+    if pad == "constant":
+        return kernel(place - pixel)
+    share = 1 - jnp.clip(jnp.abs(place) - half, 0, 1)
+    place = jnp.clip(place, -half, half)
+    weight = kernel(place - pixel)
+    if kernel is _keys:  # reads the border once more, in place of the first pixel beyond it
+        weight += jnp.where(pixel == -half, _keys(place + half + 1), 0)
+        weight += jnp.where(pixel == half, _keys(place - half - 1), 0)
+    return share * weight
+
+
+def _beyond(interpolation, image, quarter, mirror, cos, sin):
+    """What the left border adds up `(S, C)`: all outputs that read to the left of it.
+
+    In the line of pixel r they are those near y = (r − sin·x) / cos, in the columns x of the corner
+    that a turn by 45° takes out of the image, (1 − √½)·S of them.
+    """
+    first, offsets, kernel = _WINDOWS[interpolation]
+    size = image.shape[0]
+    half = (size - 1) / 2
+    line, _ = _axes(size, cos.dtype)
+    j = jnp.arange(min(size, math.ceil(0.293 * size) + 1), dtype=cos.dtype)[None, :]
+    nearest = first((line - sin * (j - half)) / cos + half)
+    total = jnp.zeros((size, image.shape[-1]), cos.dtype)
+    for i in [nearest + k for k in offsets]:
+        row, column = _places(i - half, j - half, cos, sin)
+        weight = _weight("edge", kernel, row, line, half) * jnp.clip(-half - column, 0, 1)
+        total += _weighted(image, quarter, mirror, i, j, weight).sum(1)
+    return total
+
+
+def _on_borders(image, sides):
+    """The image and what its borders add up; that of side k is the left one of k quarter turns."""
+    left, top, right, bottom = sides[0], sides[1, ::-1], sides[2, ::-1], sides[3]
+    first, last = (jnp.arange(len(image)) == place for place in (0, len(image) - 1))
+    for at, down, along in ((first, left, top), (last, right, bottom)):
+        image += jnp.where(at[None, :, None], down[:, None], 0)
+        image += jnp.where(at[:, None, None], along[None, :], 0)
+    return image
+
+
+# ---- kernels ----
+
+
+def _linear_weights(t):
+    """Of the pixels at 0 and 1, for a place t between them."""
+    return 1 - t, t
+
+
+def _cubic_weights(t, a=-0.75):
+    """Keys' weights of the pixels at −1, 0, 1 and 2, for a place t between 0 and 1."""
+    u = 1 - t
+    near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((a + 2) * u - (a + 3)) * u * u + 1
+    return a * t * u * u, near, far, a * u * t * t
+
+
+def _hat(distance):
+    """The linear kernel; JAX's derivatives at its kinks, 0 and ±1, are the symmetric ones."""
+    return jnp.maximum(1 - jnp.abs(distance), 0)
+
+
+def _keys(distance, a=-0.75):
+    """The cubic kernel, whose derivative is continuous."""
+    d = jnp.minimum(jnp.abs(distance), 2)
+    near, far = ((a + 2) * d - (a + 3)) * d * d + 1, a * (d - 1) * (d - 2) ** 2
+    return jnp.where(d < 1, near, far)
+
+
+def _three_hats(t):
+    return tuple(_hat(t - k) for k in (-1, 0, 1))
+
+
+# The pixel next to a place, others from it, and the weights of all for a place from it. Linear
+# interpolation reads one more where its derivative is asked for.
+_TAPS = {
+    "linear": (jnp.floor, (0, 1), _linear_weights),
+    "cubic": (jnp.floor, (-1, 0, 1, 2), _cubic_weights),
+}
+_SYMMETRIC_TAPS = _TAPS | {"linear": (jnp.round, (-1, 0, 1), _three_hats)}
+# The same for the outputs about a place, which are at most √2 times the kernel's reach away in each
+# direction, and the kernel.
+_WINDOWS = {
+    "linear": (jnp.round, (-1, 0, 1), _hat),
+    "cubic": (jnp.floor, (-2, -1, 0, 1, 2, 3), _keys),
+}
