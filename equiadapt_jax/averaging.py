@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from equiadapt_jax.actions import images as image_actions
-from equiadapt_jax.canonicalization import check_scores
+from equiadapt_jax.canonicalization import check_scores, check_temperature
 from equiadapt_jax.groups import Group
 
 WEIGHTINGS = ("scores", "faded", "equal", "sampled")
@@ -64,8 +64,7 @@ def best(
         raise ValueError(
             f"poses={poses}: average over 1 to {group.order} of the elements of {group}."
         )
-    if not isinstance(temperature, jax.Array) and temperature <= 0:
-        raise ValueError(f"The temperature of the weights is {temperature}: it must be positive.")
+    check_temperature(temperature)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"Unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}.")
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))

@@ -65,8 +65,7 @@ def weights(
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r} for weights: choose one of {METHODS}.")
-    if not isinstance(temperature, jax.Array) and temperature <= 0:
-        raise ValueError(f"The temperature of the weights is {temperature}: it must be positive.")
+    check_temperature(temperature)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if method == "gumbel":
         if key is None:
@@ -405,6 +404,12 @@ def check_scores(group: Group | MatrixGroup, scores: jax.Array) -> Group:
             f"one for each of its {group.order} elements."
         )
     return group
+
+
+def check_temperature(temperature: float | jax.Array) -> None:
+    """ValueError for a temperature that is not positive, if it is known: an array may be traced."""
+    if not isinstance(temperature, jax.Array) and not temperature > 0:
+        raise ValueError(f"The temperature of the weights is {temperature}: it must be positive.")
 
 
 def check_vectors(group: Group | MatrixGroup, vectors: jax.Array) -> None:
