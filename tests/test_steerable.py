@@ -66,25 +66,42 @@ def test_a_harmonic_is_a_bessel_function_of_the_radius(order):
 
 @pytest.mark.parametrize("phases", [False, True])
 @pytest.mark.parametrize("kernel", [5, 6])
-def test_linear_maps_commute_with_quarter_turns_and_mirrors(kernel, phases):
+@pytest.mark.parametrize("image", [False, True])
+def test_linear_maps_commute_with_quarter_turns_and_mirrors(kernel, phases, image):
     """κ(q·d) = ρ_out(q) κ(d) ρ_in(q)⁻¹ for every filter: the constraint on steerable kernels."""
-    maps = steerable._linear_maps(kernel, phases)
+    basis = steerable._basis(kernel, phases, image=image)
     turn = lambda m: np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), m)  # noqa: E731  i^m
-    conjugate = np.diag([1, -1])
-    for n in steerable.ORDERS:
-        for m in steerable.ORDERS:
-            for kappa in np.swapaxes(maps[n, m], -1, -2):  # (y, x, out, in)
-                turned = turn(n) @ kappa @ np.linalg.inv(turn(m))
-                np.testing.assert_allclose(np.rot90(kappa, -1), turned, atol=1e-14)
-                mirrored = conjugate @ kappa @ conjugate
-                agrees = np.allclose(kappa[:, ::-1], mirrored, atol=1e-14)
-                assert agrees or phases
-    if phases:  # half of them know left from right
-        agree = [
-            np.allclose(k[:, ::-1], conjugate @ k @ conjugate)
-            for k in np.swapaxes(maps[1, 1], -1, -2)
-        ]
-        assert agree == [True, False] * (len(agree) // 2)
+    conjugate, mirrors = np.diag([1, -1]), []
+    for one in basis:
+        (read,), (made,) = (
+            np.nonzero(abs(one).max((0, 1, 3, 4, 5))),
+            np.nonzero(abs(one).max((0, 1, 2, 3, 5))),
+        )
+        kappa = np.swapaxes(one[:, :, read[0], :, made[0]], -1, -2)  # (y, x, out, in)
+        if image:  # whose imaginary part is none
+            kappa = np.concatenate([kappa, np.zeros_like(kappa)], -1)
+        turned = turn(made[0]) @ kappa @ np.linalg.inv(turn(read[0]))
+        np.testing.assert_allclose(np.rot90(kappa, -1), turned, atol=1e-14)
+        mirrors.append(np.allclose(kappa[:, ::-1], conjugate @ kappa @ conjugate, atol=1e-14))
+    assert np.mean(mirrors) == (0.5 if phases else 1)  # the others know left from right
+    flat = basis.reshape(len(basis), -1)
+    assert np.linalg.matrix_rank(flat) == len(basis)
+
+
+@pytest.mark.parametrize("kernel", [6, 7])
+def test_filters_answer_long_waves_by_their_own_order_alone(kernel):
+    """Waves as long as two kernels, in every direction: the answer turns by e^{ikα}."""
+    direction = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    offset = np.arange(kernel) - (kernel - 1) / 2
+    along = (
+        -np.sin(direction)[:, None, None] * offset
+        - np.cos(direction)[:, None, None] * (offset[:, None])
+    )
+    plane = np.exp(2j * np.pi / (2 * kernel) * along)
+    for order in range(-2, 3):
+        for w in steerable._rings_of_pixels(kernel, order, phases=False):
+            answers = (plane * w).sum((1, 2)) * np.exp(-1j * order * direction)
+            assert np.abs(answers - answers.mean()).max() < 4e-3 * np.abs(answers.mean())
 
 
 # ---- vectors ----

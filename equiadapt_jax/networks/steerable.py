@@ -9,9 +9,15 @@ is real a left-right mirror conjugates every field, which is how O(2) acts on th
 
 On a grid that holds as far as nothing beyond its finest wave is made. The image is seen in a disk
 that fades out, filters are rings blurred by a Gaussian in a smooth window, fields are gated by
-smooth functions. For quarter turns, and for O(2) mirrors, it holds to the bit: the turned copies of
-an image go through the network side by side, and their vectors, carried back, are added up in an
-order that these turns do not change.
+smooth functions. Of small filters only those of |k| ≤ 2 hold what they promise: on square pixels
+e^{ikα} is also e^{i(k−4)α}, and to long waves the one of lower order answers far more than that of
+order 3 or 4, however little of it there is.
+
+For quarter turns, and for O(2) mirrors, it holds to the bit: the turned copies of an image go
+through the network side by side, and their vectors, carried back, are added up in an order that
+these turns do not change. Images go through one after the other, so that what is found of one does
+not depend on which others, or how many, come with it: of another shape an accelerator or CPU adds
+up in another order.
 """
 
 import functools
@@ -49,7 +55,7 @@ class SteerableNet(nn.Module):
     """
 
     group: MatrixGroup
-    layers: Sequence[tuple[int, int, int]] = ((8, 6, 2), (12, 5, 1))
+    layers: Sequence[tuple[int, int, int]] = ((8, 6, 2), (12, 7, 1))
     size: int | None = None
     rings: int = 4
     hidden: int = 16
@@ -67,14 +73,23 @@ class SteerableNet(nn.Module):
             raise ValueError(f"SteerableNet takes images (B, S, S, C), got {images.shape}.")
         if not self.layers:
             raise ValueError("SteerableNet has no layers: give (channels, kernel, stride) of some.")
-        copies = _copies(self.group, images, self.size)
-        x = _seen(copies.astype(jnp.promote_types(images.dtype, jnp.float32)))
+        alone = nn.scan(
+            lambda net, carry, image: (carry, net._one(image[None])),
+            variable_broadcast="params", split_rngs={"params": False},
+        )  # fmt: skip
+        # A loop of one would be unrolled, and might be compiled otherwise.
+        several = jnp.concatenate([images, images]) if len(images) == 1 else images
+        return alone(self, None, several)[1][: len(images)]
+
+    def _one(self, image):
+        """Vectors `(k, 2)` of an image `(1, S, S, C)`."""
+        copies = _copies(self.group, image, self.size)
+        x = _seen(copies.astype(jnp.promote_types(image.dtype, jnp.float32)))
         fields = x.astype(self.dtype or x.dtype)[..., None, None, :]  # one order, its real part
         for i, (channels, kernel, stride) in enumerate(self.layers):
             fields = self._layer(i, fields, channels, kernel, stride)
         vectors = self._vectors(self._pool(fields))
-        vectors = vectors.reshape(-1, images.shape[0], *vectors.shape[1:])
-        return _carried_back(self.group, vectors)
+        return _carried_back(self.group, vectors[:, None])[0]
 
     def _layer(self, i, fields, channels, kernel, stride):
         """A convolution to fields `(B, H, W, orders, 2, channels)` and the gates of all of them."""
@@ -86,12 +101,9 @@ class SteerableNet(nn.Module):
                 f"{kernel}: the centre would move; choose a size for which {stride} divides "
                 f"size - {kernel - 2 * padding}."
             )
-        maps = _linear_maps(kernel, isinstance(self.group, SO))
-        if not i:  # an image, which is real
-            maps = maps[:, :1, : maps.shape[2] // 2, ..., :1, :]
-        to_fields = self._filters(f"conv{i}", maps, fields, channels)
-        gates = maps[:1, ..., :1]
-        gates = gates[:, :, abs(gates).max((0, 1, 3, 4, 5, 6)) > 0]  # i times a real ring is none
+        basis = _basis(kernel, isinstance(self.group, SO), image=not i)
+        to_fields = self._filters(f"conv{i}", basis, fields, channels)
+        gates = _some(basis[..., :1, :1])  # real parts of order 0
         to_gates = self._filters(f"gate{i}", gates, fields, len(ORDERS) * channels)
         y = jax.lax.conv_general_dilated(
             fields.reshape(batch, size, size, -1),
@@ -107,13 +119,13 @@ class SteerableNet(nn.Module):
         mask = _disk(y.shape[1]).astype(z.dtype)[:, :, None, None, None]
         return mask * z * nn.sigmoid(gates + bias.astype(z.dtype))
 
-    def _filters(self, name, maps, fields, channels):
-        """Filters `(K, K, in, out)`: combinations of `maps`, with parameters."""
-        shape = (*maps.shape[:3], fields.shape[-1], channels)
-        scale = 1 / np.sqrt(np.prod(shape[1:4]))
+    def _filters(self, name, basis, fields, channels):
+        """Filters `(K, K, in, out)`: combinations of a basis, with parameters."""
+        shape = (len(basis), fields.shape[-1], channels)
+        scale = 1 / np.sqrt(shape[0] * shape[1] / len(ORDERS))
         weight = self.param(name, nn.initializers.normal(scale), shape).astype(fields.dtype)
         filters = jnp.einsum(
-            "nmbyxqp,nmbio->yxmqinpo", maps.astype(fields.dtype), weight, precision=_EXACT
+            "eyxmqnp,eio->yxmqinpo", basis.astype(fields.dtype), weight, precision=_EXACT
         )
         return filters.reshape(*filters.shape[:2], np.prod(filters.shape[2:5]), -1)
 
@@ -236,30 +248,47 @@ def circular_harmonics(size: int, radius: float, sigma: float, order: int) -> np
 
 
 @functools.lru_cache(maxsize=32)
-def _linear_maps(size, phases):
-    """Linear maps of fields, `(orders, orders, b, size, size, 2, 2)`: to, from, which, y, x.
+def _basis(size, phases, *, image=False):
+    """Linear maps of fields, `(E, size, size, orders, 2, orders, 2)`, of filters of |k| ≤ 2.
 
-    The last axes are the real and the imaginary part of the input and of the output. Along b are
-    first those of the field, then those of its conjugate; of each two rings, with `phases` those
-    times i too, which mirrors do not allow. The window ends where the next pixel would be.
+    The axes are y and x, the order that is read with its real and imaginary part, and the order
+    that is made with its. There are maps of the field and of its conjugate, of two rings each, with
+    `phases` those times i too, which mirrors do not allow. Those of an image read its only, real
+    order.
     """
-    factors = (1, 1j) if phases else (1,)
+    orders = len(ORDERS)
+    found = []
+    for out in ORDERS:
+        for into in ORDERS[:1] if image else ORDERS:
+            for order, conjugated in ((out - into, False), (out + into, True)):
+                if abs(order) > ORDERS[-1] or (image and conjugated):
+                    continue
+                for w in _rings_of_pixels(size, order, phases):
+                    one = np.zeros((size, size, orders, 2, orders, 2))
+                    one[:, :, into, :, out, :] = _as_real(w, conjugated)
+                    found.append(one)
+    basis = np.stack(found)
+    return basis[:, :, :, :1, :1] if image else basis
+
+
+def _rings_of_pixels(size, order, phases):
+    """Filters e^{ikα} of unit norm, complex `(size, size)`: a window ends at the next pixel."""
     window = np.clip(1 - (_distance(size) / ((size + 1) / 2)) ** 2, 0, None) ** 2
+    rings = [circular_harmonics(size, size * r, size / 6.5, order) for r in (0.1, 0.2)]
+    rings = [ring * window / np.linalg.norm(ring * window) for ring in rings]
+    return [factor * ring for ring in rings for factor in ((1, 1j) if phases else (1,))]
 
-    def filters(order):
-        rings = (circular_harmonics(size, size * r, size / 7.5, order) for r in (0.12, 0.24))
-        found = [ring * window for ring in rings]
-        return [factor * f / np.linalg.norm(f) for f in found for factor in factors]
 
-    def real(w, conjugated):
-        a, b, sign = w.real, w.imag, -1 if conjugated else 1
-        return np.stack([np.stack([a, b], -1), np.stack([-sign * b, sign * a], -1)], -2)
+def _as_real(w, conjugated):
+    """Multiplication by complex numbers, after conjugation or not, as `(..., 2, 2)`: in, out."""
+    sign = -1 if conjugated else 1
+    real, imaginary = [w.real, w.imag], [-sign * w.imag, sign * w.real]
+    return np.stack([np.stack(real, -1), np.stack(imaginary, -1)], -2)
 
-    def maps(out, into):
-        direct = [real(w, False) for w in filters(out - into)]
-        return np.stack(direct + [real(w, True) for w in filters(out + into)])
 
-    return np.stack([np.stack([maps(n, m) for m in ORDERS]) for n in ORDERS])
+def _some(basis):
+    """Those that are not zero."""
+    return basis[abs(basis).max(tuple(range(1, basis.ndim))) > 0]
 
 
 def _complex(parts):
