@@ -19,6 +19,8 @@ PADS = ("edge", "constant")
 INTERPOLATIONS = ("linear", "cubic")
 # Between lattice and 45°, at both ends, and so close to the lattice that p(o) nearly is a pixel.
 ANGLES = (0.0, 1e-9, -1e-4, 0.02, -0.3, 0.55, -0.78, np.pi / 4, -np.pi / 4)
+COUNT = len(ANGLES)
+SIZES = (1, 2, 7, 12)
 
 
 def noise(*shape, dtype=np.float64, seed=0):
@@ -82,11 +84,10 @@ def transpose(y, angle, quarter=0, mirror=0, *, pad="edge", interpolation="linea
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("pad", PADS)
-@pytest.mark.parametrize("size", [1, 2, 3, 6, 9, 16])
+@pytest.mark.parametrize("size", SIZES)
 def test_a_turn_and_its_transpose_are_those_of_the_matrix(size, pad, interpolation, x64):
-    count = len(ANGLES)
-    x, y = noise(count, size, size, 2), noise(count, size, size, 2, seed=1)
-    elements = np.random.default_rng(2).integers(0, 8, count)
+    x, y = noise(COUNT, size, size, 2), noise(COUNT, size, size, 2, seed=1)
+    elements = np.random.default_rng(2).integers(0, 8, COUNT)
     how = {"pad": pad, "interpolation": interpolation}
     place = np.array(ANGLES), elements % 4, elements // 4
     turned, back = turn(x, *place, 0.3, **how), transpose(y, *place, **how)
@@ -103,29 +104,29 @@ def test_a_turn_and_its_transpose_are_those_of_the_matrix(size, pad, interpolati
 @settings(max_examples=40)
 @given(
     angle=st.floats(-np.pi / 4, np.pi / 4),
-    size=st.sampled_from([4, 7, 20]),
+    size=st.sampled_from(SIZES),
     pad=st.sampled_from(PADS),
     interpolation=st.sampled_from(INTERPOLATIONS),
     seed=st.integers(0, 999),
 )
 def test_products_with_the_transpose_agree(angle, size, pad, interpolation, seed):
+    rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
-        x, y = noise(8, size, size, 1, seed=seed) - 0.5, noise(8, size, size, 1, seed=seed + 1)
-        place = np.full(8, angle), np.arange(8) % 4, np.arange(8) // 4
+        x, y = rng.normal(size=(2, COUNT, size, size, 2))
+        place = np.full(COUNT, angle), rng.integers(0, 4, COUNT), rng.integers(0, 2, COUNT)
         how = {"pad": pad, "interpolation": interpolation}
         forward, back = turn(x, *place, **how), transpose(y, *place, **how)
-        sums = (1, 2, 3)
-        scale = np.linalg.norm(x) * np.linalg.norm(y)
-        np.testing.assert_allclose(
-            (forward * y).sum(sums), (x * back).sum(sums), atol=1e-12 * scale
-        )
+        sums, scale = (1, 2, 3), size**2
+        products = (forward * y).sum(sums), (x * back).sum(sums)
+        np.testing.assert_allclose(*products, rtol=1e-12, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("group", [Cyclic(2), Dihedral(2)], ids=str)
 @pytest.mark.parametrize("shape", [(4, 7), (5, 2), (1, 3)])
 def test_moving_what_is_not_square_goes_back_by_its_inverse(group, shape, x64):
     x = noise(group.order, *shape, 2)
-    turned, back = jax.jit(functools.partial(jax.vjp, lambda x: images.act(group, g, x)))(x)
+    act = jax.jit(lambda x: images.act(group, group.elements(), x))
+    turned, back = jax.vjp(act, x)
     for g in range(group.order):
         expected = np.rot90(x[g, :, ::-1] if g >= 2 else x[g], 2 * (g % 2))
         np.testing.assert_array_equal(turned[g], expected)
@@ -161,12 +162,12 @@ def test_values_and_gradients_agree_with_pytorch(size, pad, interpolation, their
     def ours(x, angle):
         return images.rotate(x, angle, pad=pad, interpolation=interpolation)
 
-    turned, back = jax.jit(functools.partial(jax.vjp, ours))(x, angles)
+    turned, back = jax.vjp(jax.jit(ours), x, angles)
     to_image, to_angle = back(y)
     nhwc = (0, 2, 3, 1)
     np.testing.assert_allclose(turned, expected.detach().permute(nhwc), atol=1e-12)
     np.testing.assert_allclose(to_image, theirs_x.grad.permute(nhwc), atol=1e-12)
-    np.testing.assert_allclose(to_angle, theirs_angle.grad, atol=1e-11)
+    np.testing.assert_allclose(to_angle, theirs_angle.grad, rtol=1e-10, atol=1e-10)
 
 
 # ---- the angle ----
@@ -317,7 +318,8 @@ def test_single_precision_is_close_to_double_everywhere(pad, interpolation):
         double = both(x, y, np.float64(angles))
     np.testing.assert_allclose(single[0], double[0], atol=2e-4)
     np.testing.assert_allclose(single[1], double[1], atol=2e-3)
-    assert (np.abs(single[2] - double[2]) < 2e-3 * np.abs(double[2]).max()).all()
+    # Its derivative jumps where a place crosses a line of pixels, which rounding may bring about.
+    assert (np.abs(single[2] - double[2]) < 3e-2 * np.abs(double[2]).max()).all()
 
 
 def test_bfloat16_gradients_are_those_of_float32_rounded():

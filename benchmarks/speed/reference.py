@@ -3,6 +3,7 @@
 One line of JSON for each question and each answer, so that its times are taken in turns with ours.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -28,17 +29,20 @@ class Reference:
 
     def close(self) -> None:
         """End it."""
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         self._process.wait()
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """The answer to a question; RuntimeError with what went wrong over there."""
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "it ended, see above"}
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):
+            answer = {"error": "its process ended, what it said stands above"}
         if "error" in answer:
-            raise RuntimeError(f"The reference could not {question['do']}: {answer['error']}.")
+            raise RuntimeError(f"The reference failed at {question['do']}: {answer['error']}.")
         return answer
 
     def case(self, what: str, **settings: Any) -> tuple[Case, dict[str, Any]]:

@@ -153,9 +153,7 @@ def _turn(pad, taps, images, *parameters):
 
 
 def _strides(height, width, quarter, mirror):
-    """(start, down, right): start + down·i + right·j is where the flat image has pixel (i, j) of
-    the image that is mirrored and turned.
-    """
+    """(start, down, right): pixel (i, j) of the moved image is at start + down·i + right·j."""
     from_below, from_right = (quarter + 1) // 2 % 2, quarter // 2 % 2
     column = 1 - 2 * mirror
     down = jnp.where(quarter % 2 == 1, column, width)
@@ -212,7 +210,7 @@ def _interpolate(pad, taps, read, row, column, fill):
     first, offsets, weights = taps
     size = row.shape[0]
     row, column = row + (size - 1) / 2, column + (size - 1) / 2
-    if pad == "edge":
+    if pad == "edge" and weights is not _three_hats:  # which have the edge's own derivative
         row, column = jnp.clip(row, 0, size - 1), jnp.clip(column, 0, size - 1)
     left, top = first(column), first(row)
     across, down = weights((column - left)[..., None]), weights((row - top)[..., None])
@@ -228,16 +226,19 @@ def _interpolate(pad, taps, read, row, column, fill):
 
 
 def _slope(pad, taps, image, quarter, mirror, cos, sin, fill, by_cos, by_sin):
-    """The derivative of `_sample` in the direction of `by_cos` and `by_sin`."""
-    y, x = _axes(image.shape[0], cos.dtype)
-    places = _places(y, x, cos, sin)
-    read = _reader(image, quarter, mirror)
-    sample = functools.partial(_interpolate, pad, taps, read, fill=fill)
-    one, zero = jnp.ones_like(places[0]), jnp.zeros_like(places[0])
-    by_row = jax.jvp(sample, places, (one, zero))[1]
-    by_column = jax.jvp(sample, places, (zero, one))[1]
-    row, column = _places(y, x, by_cos, by_sin)  # which are linear in cos and sin
-    return by_row * row[..., None] + by_column * column[..., None]
+    """The derivative of `_sample` in the direction of `by_cos` and `by_sin`.
+
+    A product of matrices, whose transpose is one: XLA would make the summands of a sum anew for
+    every channel, reads and all.
+    """
+
+    def sample(cos, sin):
+        return _sample(pad, taps, image.astype(cos.dtype), quarter, mirror, cos, sin, fill)
+
+    one, zero = jnp.ones_like(cos), jnp.zeros_like(cos)
+    slopes = [jax.jvp(sample, (cos, sin), way)[1] for way in ((one, zero), (zero, one))]
+    direction = jnp.stack([by_cos, by_sin])
+    return jnp.einsum("k,khwc->hwc", direction, jnp.stack(slopes), precision="highest")
 
 
 def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
@@ -288,8 +289,7 @@ def _weight(pad, kernel, place, pixel, half):
     place = jnp.clip(place, -half, half)
     weight = kernel(place - pixel)
     if kernel is _keys:  # reads the border once more, in place of the first pixel beyond it
-        weight += jnp.where(pixel == -half, _keys(place + half + 1), 0)
-        weight += jnp.where(pixel == half, _keys(place - half - 1), 0)
+        weight += jnp.where(jnp.abs(pixel) == half, _keys(jnp.abs(place - pixel) + 1), 0)
     return share * weight
 
 
@@ -297,20 +297,27 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
     """What the left border adds up `(S, C)`: all outputs that read to the left of it.
 
     In the line of pixel r they are those near y = (r − sin·x) / cos, in the columns x of the corner
-    that a turn by 45° takes out of the image, (1 − √½)·S of them.
+    that a turn by 45° takes out of the image, (1 − √½)·S of them: a few at a time, in a loop, so
+    that what is the same for all channels is computed once.
     """
     first, offsets, kernel = _WINDOWS[interpolation]
     size = image.shape[0]
     half = (size - 1) / 2
-    line, _ = _axes(size, cos.dtype)
-    j = jnp.arange(min(size, math.ceil(0.293 * size) + 1), dtype=cos.dtype)[None, :]
-    nearest = first((line - sin * (j - half)) / cos + half)
+    line = jnp.arange(size, dtype=cos.dtype) - half
+    together = 12 // len(offsets)
+
+    def add_columns(k, total):
+        for j in [(together * k + n).astype(cos.dtype) for n in range(together)]:
+            nearest = first((line - sin * (j - half)) / cos + half)
+            for i in [nearest + n for n in offsets]:
+                row, column = _places(i - half, j - half, cos, sin)
+                weight = _weight("edge", kernel, row, line, half) * jnp.clip(-half - column, 0, 1)
+                total += _weighted(image, quarter, mirror, i, j, weight)
+        return total
+
+    columns = math.ceil(0.293 * size) + 1
     total = jnp.zeros((size, image.shape[-1]), cos.dtype)
-    for i in [nearest + k for k in offsets]:
-        row, column = _places(i - half, j - half, cos, sin)
-        weight = _weight("edge", kernel, row, line, half) * jnp.clip(-half - column, 0, 1)
-        total += _weighted(image, quarter, mirror, i, j, weight).sum(1)
-    return total
+    return jax.lax.fori_loop(0, -(-columns // together), add_columns, total)
 
 
 def _on_borders(image, sides):
@@ -351,6 +358,7 @@ def _keys(distance, a=-0.75):
 
 
 def _three_hats(t):
+    """The linear weights of the pixels at −1, 0 and 1, for a place t within half a pixel of 0."""
     return tuple(_hat(t - k) for k in (-1, 0, 1))
 
 
