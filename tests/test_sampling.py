@@ -313,9 +313,9 @@ def test_single_precision_is_close_to_double_everywhere(pad, interpolation):
         turned, back = jax.vjp(lambda x, a: images.rotate(x, a, **how), x, angles)
         return turned, *back(y)
 
-    single = both(jnp.float32(x), jnp.float32(y), angles)
+    single = jax.device_get(both(jnp.float32(x), jnp.float32(y), angles))
     with jax.enable_x64(True):
-        double = both(x, y, np.float64(angles))
+        double = jax.device_get(both(x, y, np.float64(angles)))
     np.testing.assert_allclose(single[0], double[0], atol=2e-4)
     np.testing.assert_allclose(single[1], double[1], atol=2e-3)
     # Its derivative jumps where a place crosses a line of pixels, which rounding may bring about.
@@ -347,11 +347,11 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize("case", GRADIENTS)
-def test_nothing_is_scattered(case):
+def test_derivatives_only_read(case):
     function, arguments = GRADIENTS[case]
     x, angles = jnp.zeros((2, 6, 6, 1)), jnp.array([0.3, 1.0])
     gradient = jax.jit(jax.grad(lambda x, a: (function(x, a) ** 2).sum(), arguments))
     assert "scatter" not in str(jax.make_jaxpr(gradient)(x, angles))
     compiled = gradient.lower(x, angles).compile().as_text()
     assert "gather" in compiled
-    assert "scatter" not in compiled
+    assert "scatter(" not in compiled

@@ -346,8 +346,10 @@ def _cubic_weights(t, a=-0.75):
 
 
 def _hat(distance):
-    """The linear kernel; JAX's derivatives at its kinks, 0 and ±1, are the symmetric ones."""
-    return jnp.maximum(1 - jnp.abs(distance), 0)
+    """The linear kernel. Of two equal numbers JAX gives the maximum the mean derivative, so that at
+    the kinks, 0 and ±1, it is the symmetric one; that of `jnp.abs` at 0 is 1.
+    """
+    return jnp.maximum(1 - jnp.maximum(distance, -distance), 0)
 
 
 def _keys(distance, a=-0.75):
