@@ -20,8 +20,8 @@ from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import SO, Cyclic, Dihedral, Group, MatrixGroup, O, finite
 
 METHODS = ("straight_through", "gumbel", "soft")
-SHORT = 1e-6  # vectors without a longer entry span no frame
-CLEAR = 4.0  # log-odds by which a second vector of length one tells the side of the mirror
+_SHORT = 1e-6  # vectors without a longer entry span no frame
+_CLEAR = 4.0  # log-odds by which a second vector of length one tells the side of the mirror
 
 
 class Canonical(NamedTuple):
@@ -205,7 +205,7 @@ def mirror_log_odds(group: MatrixGroup, vectors: jax.Array) -> jax.Array:
     """
     if not isinstance(group, O):
         raise ValueError(f"{group} has no mirrors of which there could be odds: take O(2).")
-    return CLEAR * _up_and_right(group, vectors)[2]
+    return _CLEAR * _up_and_right(group, vectors)[2]
 
 
 def _up_and_right(group, vectors):
@@ -217,7 +217,7 @@ def _up_and_right(group, vectors):
     if not isinstance(group, O):
         return up, right, None
     side = vectors[..., 1, :]
-    known &= ~(jnp.abs(side).max(-1) <= SHORT)
+    known &= ~(jnp.abs(side).max(-1) <= _SHORT)
     along = side[..., 0] * right[..., 0] + side[..., 1] * right[..., 1]
     along = jnp.where(known, along, 0)
     sign = jnp.where(along < 0, -1, 1).astype(up.dtype)
@@ -229,7 +229,7 @@ def _unit(vector, instead):
     # Greater and smaller entry: which is x and which y must not change the last bits.
     large = jnp.maximum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
     small = jnp.minimum(jnp.abs(vector[..., 0]), jnp.abs(vector[..., 1]))
-    long_enough = ~(large <= SHORT)  # what is not a number stays so, and is seen
+    long_enough = ~(large <= _SHORT)  # what is not a number stays so, and is seen
     large = jnp.where(long_enough, large, 1)
     ratio = jnp.where(long_enough, small / large, 0)
     length = (large * jnp.sqrt(1 + ratio * ratio))[..., None]

@@ -130,18 +130,53 @@ def test_vectors_of_an_exactly_turned_image_are_exactly_turned(case):
         np.testing.assert_array_equal(apply(turned.copy()), vectors @ q.T)
 
 
+ANGLES = np.deg2rad([0, 11, 30, 45, 71, 200])
+
+
 @pytest.mark.parametrize("group", GROUPS, ids=str)
-def test_vectors_turn_with_a_smooth_image_by_any_angle(group, x64):
-    angles = np.deg2rad([0, 11, 30, 45, 71, 200])
+def test_the_default_network_as_initialised_finds_any_angle(group):
+    """Pose error of band-limited images of 64 pixels, for twenty seeds: at most 0.5°."""
+    net, x = SteerableNet(group), waves(64, ANGLES, shortest=16).astype(np.float32)
+    init, apply = jax.jit(net.init), jax.jit(net.apply)
+    errors = []
+    for seed in range(20):
+        vectors = np.asarray(apply(init(jax.random.key(seed), x[:1]), x))
+        pose = np.asarray(canonicalization.frame(group, vectors))
+        between = pose @ np.linalg.inv(pose[0])
+        found = np.asarray(group.angle(between))
+        errors.append(np.abs((found - ANGLES + np.pi) % (2 * np.pi) - np.pi).max())
+        assert not np.asarray(group.reflects(between)).any()
+    assert np.rad2deg(np.max(errors)) <= 0.5
+    assert np.rad2deg(np.median(errors)) < 0.1
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_vectors_keep_their_length_when_a_smooth_image_turns(group, x64):
     net = SteerableNet(group, layers=((3, 7, 1), (3, 10, 2)), hidden=6)
-    x = waves(64, angles, shortest=16)
+    x = waves(64, ANGLES, shortest=16)
     vectors = np.asarray(jitted(net, parameters(net, x, np.float64))(x))
     pose = np.asarray(canonicalization.frame(group, vectors))
     found = np.asarray(group.angle(pose @ np.linalg.inv(pose[0])))
-    error = np.abs((found - angles + np.pi) % (2 * np.pi) - np.pi)
+    error = np.abs((found - ANGLES + np.pi) % (2 * np.pi) - np.pi)
     assert np.rad2deg(error.max()) < 0.5
     size = np.linalg.norm(vectors, axis=-1)
     np.testing.assert_allclose(size, np.broadcast_to(size[0], size.shape), rtol=0.02)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+@pytest.mark.parametrize("size", [12, 32])
+def test_what_is_found_of_an_image_does_not_depend_on_the_batch(group, size):
+    """The same bits alone, among others, in another place and in batches of any size."""
+    x = noise(9, size, size, 2)
+    net = Net(group)
+    params = parameters(net, x)
+    apply = jitted(net, params)
+    whole = np.asarray(apply(x))
+    np.testing.assert_array_equal(apply(x[::-1].copy())[::-1], whole)
+    for rows in (slice(0, 1), slice(4, 5), slice(1, 3), slice(2, 9), slice(0, 8)):
+        np.testing.assert_array_equal(apply(x[rows]), whole[rows])
+    repeated = np.concatenate([x, x, x, x[:6]])
+    np.testing.assert_array_equal(apply(repeated)[:9], whole)
 
 
 def test_real_filters_keep_mirror_images_apart_from_turns():

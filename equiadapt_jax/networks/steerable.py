@@ -73,26 +73,49 @@ class SteerableNet(nn.Module):
             raise ValueError(f"SteerableNet takes images (B, S, S, C), got {images.shape}.")
         if not self.layers:
             raise ValueError("SteerableNet has no layers: give (channels, kernel, stride) of some.")
+        dtype = self.dtype or jnp.promote_types(images.dtype, jnp.float32)
+        filters, into = [], images.shape[-1]
+        for i, (channels, kernel, _) in enumerate(self.layers):
+            filters.append(self._filters(i, kernel, into, channels).astype(dtype))
+            into = channels
         alone = nn.scan(
-            lambda net, carry, image: (carry, net._one(image[None])),
-            variable_broadcast="params", split_rngs={"params": False},
+            lambda net, carry, image, filters: (carry, net._one(image[None], filters)),
+            variable_broadcast="params", split_rngs={"params": False}, in_axes=(0, nn.broadcast),
         )  # fmt: skip
         # A loop of one would be unrolled, and might be compiled otherwise.
         several = jnp.concatenate([images, images]) if len(images) == 1 else images
-        return alone(self, None, several)[1][: len(images)]
+        return alone(self, None, several, filters)[1][: len(images)]
 
-    def _one(self, image):
+    def _one(self, image, filters):
         """Vectors `(k, 2)` of an image `(1, S, S, C)`."""
         copies = _copies(self.group, image, self.size)
         x = _seen(copies.astype(jnp.promote_types(image.dtype, jnp.float32)))
-        fields = x.astype(self.dtype or x.dtype)[..., None, None, :]  # one order, its real part
-        for i, (channels, kernel, stride) in enumerate(self.layers):
-            fields = self._layer(i, fields, channels, kernel, stride)
+        fields = x.astype(filters[0].dtype)[..., None, None, :]  # one order, its real part
+        for i, layer in enumerate(filters):
+            fields = self._layer(i, fields, layer)
         vectors = self._vectors(self._pool(fields))
         return _carried_back(self.group, vectors[:, None])[0]
 
-    def _layer(self, i, fields, channels, kernel, stride):
-        """A convolution to fields `(B, H, W, orders, 2, channels)` and the gates of all of them."""
+    def _filters(self, i, kernel, into, channels):
+        """Filters `(K, K, in, out)` of a layer, to fields and to the gates of all of them."""
+        basis = _basis(kernel, isinstance(self.group, SO), image=not i)
+        gates = basis[..., :1, :1]  # real parts of order 0
+        gates = gates[abs(gates).max(tuple(range(1, gates.ndim))) > 0]
+
+        def combined(name, basis, channels):
+            shape = (len(basis), into, channels)
+            init = nn.initializers.normal(1 / np.sqrt(shape[0] * into / len(ORDERS)))
+            weight = self.param(name, init, shape)
+            basis = basis.astype(weight.dtype)
+            filters = jnp.einsum("eyxmqnp,eio->yxmqinpo", basis, weight, precision=_EXACT)
+            return filters.reshape(kernel, kernel, np.prod(filters.shape[2:5]), -1)
+
+        to_fields = combined(f"conv{i}", basis, channels)
+        return jnp.concatenate([to_fields, combined(f"gate{i}", gates, len(ORDERS) * channels)], -1)
+
+    def _layer(self, i, fields, filters):
+        """A convolution to fields `(B, H, W, orders, 2, channels)`, gated."""
+        channels, kernel, stride = self.layers[i]
         batch, size = fields.shape[:2]
         padding = (kernel - 1) // 2
         if (size + 2 * padding - kernel) % stride:
@@ -101,13 +124,9 @@ class SteerableNet(nn.Module):
                 f"{kernel}: the centre would move; choose a size for which {stride} divides "
                 f"size - {kernel - 2 * padding}."
             )
-        basis = _basis(kernel, isinstance(self.group, SO), image=not i)
-        to_fields = self._filters(f"conv{i}", basis, fields, channels)
-        gates = _some(basis[..., :1, :1])  # real parts of order 0
-        to_gates = self._filters(f"gate{i}", gates, fields, len(ORDERS) * channels)
         y = jax.lax.conv_general_dilated(
             fields.reshape(batch, size, size, -1),
-            jnp.concatenate([to_fields, to_gates], -1),
+            filters,
             (stride, stride),
             [(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -117,17 +136,8 @@ class SteerableNet(nn.Module):
         z, gates = (_scaled(part.reshape(shape)) for part in (y[..., :made], y[..., made:]))
         bias = self.param(f"bias{i}", nn.initializers.zeros, (len(ORDERS), 1, channels))
         mask = _disk(y.shape[1]).astype(z.dtype)[:, :, None, None, None]
-        return mask * z * nn.sigmoid(gates + bias.astype(z.dtype))
-
-    def _filters(self, name, basis, fields, channels):
-        """Filters `(K, K, in, out)`: combinations of a basis, with parameters."""
-        shape = (len(basis), fields.shape[-1], channels)
-        scale = 1 / np.sqrt(shape[0] * shape[1] / len(ORDERS))
-        weight = self.param(name, nn.initializers.normal(scale), shape).astype(fields.dtype)
-        filters = jnp.einsum(
-            "eyxmqnp,eio->yxmqinpo", basis.astype(fields.dtype), weight, precision=_EXACT
-        )
-        return filters.reshape(*filters.shape[:2], np.prod(filters.shape[2:5]), -1)
+        # Half as steep: products of fields make waves shorter, and the grid has a shortest one.
+        return mask * z * nn.sigmoid(gates / 2 + bias.astype(z.dtype))
 
     def _pool(self, fields):
         """Fields of the whole image about its centre, complex `(B, orders, hidden)`."""
@@ -221,9 +231,9 @@ def _seen(images):
 
 
 def _disk(size):
-    """1 within the disk, 0 outside, `(size, size)`; a cosine between 0.7 and 1 of its radius."""
-    distance = _distance(size) / (size / 2)
-    return (0.5 + 0.5 * np.cos(np.pi * np.clip((distance - 0.7) / 0.3, 0, 1))).astype(np.float64)
+    """1 within 0.7 of the disk's radius, 0 outside, between them twice differentiable."""
+    t = np.clip((_distance(size) / (size / 2) - 0.7) / 0.3, 0, 1)
+    return 1 - t**3 * (10 - 15 * t + 6 * t**2)
 
 
 def _distance(size):
@@ -272,9 +282,9 @@ def _basis(size, phases, *, image=False):
 
 
 def _rings_of_pixels(size, order, phases):
-    """Filters e^{ikα} of unit norm, complex `(size, size)`: a window ends at the next pixel."""
-    window = np.clip(1 - (_distance(size) / ((size + 1) / 2)) ** 2, 0, None) ** 2
-    rings = [circular_harmonics(size, size * r, size / 6.5, order) for r in (0.1, 0.2)]
+    """Filters e^{ikα} of unit norm, complex `(size, size)`, in a window that ends smoothly."""
+    window = np.clip(1 - (_distance(size) / ((size + 1) / 2)) ** 2, 0, None) ** 3
+    rings = [circular_harmonics(size, size * r, size / 6, order) for r in (0.1, 0.2)]
     rings = [ring * window / np.linalg.norm(ring * window) for ring in rings]
     return [factor * ring for ring in rings for factor in ((1, 1j) if phases else (1,))]
 
@@ -284,11 +294,6 @@ def _as_real(w, conjugated):
     sign = -1 if conjugated else 1
     real, imaginary = [w.real, w.imag], [-sign * w.imag, sign * w.real]
     return np.stack([np.stack(real, -1), np.stack(imaginary, -1)], -2)
-
-
-def _some(basis):
-    """Those that are not zero."""
-    return basis[abs(basis).max(tuple(range(1, basis.ndim))) > 0]
 
 
 def _complex(parts):
