@@ -183,7 +183,17 @@ def _axes(size, dtype):
 
 def _places(y, x, cos, sin):
     """Row and column at which the output pixel (y, x) reads, all from the centre."""
-    return sin * x + cos * y, cos * x - sin * y
+    return _product(sin, x) + _product(cos, y), _product(cos, x) - _product(sin, y)
+
+
+def _product(a, b):
+    """a·b, always rounded by itself, to one bit less than there are.
+
+    XLA rounds a product and a sum at once here and apart there, and computes a place for the reads
+    and once more for the weights: one that is nearly a whole number would be to either side of it.
+    """
+    info = jnp.finfo(a.dtype)
+    return jax.lax.reduce_precision(a * b, info.nexp, info.nmant - 1)
 
 
 def _sample(pad, taps, image, quarter, mirror, cos, sin, fill):
@@ -202,11 +212,7 @@ def _reader(image, quarter, mirror):
 
 
 def _interpolate(pad, taps, read, row, column, fill):
-    """Pixels `(S, S, C)` at places `(S, S)` from the centre, a gather for each tap.
-
-    One expression from the places to the result: computed twice, for the reads and for the
-    weights, a place that is a whole number could round to either side of it.
-    """
+    """Pixels `(S, S, C)` at places `(S, S)` from the centre, a gather for each tap."""
     first, offsets, weights = taps
     size = row.shape[0]
     row, column = row + (size - 1) / 2, column + (size - 1) / 2
@@ -308,7 +314,7 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
 
     def add_columns(k, total):
         for j in [(together * k + n).astype(cos.dtype) for n in range(together)]:
-            nearest = first((line - sin * (j - half)) / cos + half)
+            nearest = first((line - _product(sin, j - half)) / cos + half)
             for i in [nearest + n for n in offsets]:
                 row, column = _places(i - half, j - half, cos, sin)
                 weight = _weight("edge", kernel, row, line, half) * jnp.clip(-half - column, 0, 1)
