@@ -42,6 +42,18 @@ def measure(settings: Settings, parts: list[str]) -> list[Comparison]:
     return found
 
 
+def open_reference(asked: argparse.Namespace, missing: dict[str, str]) -> Reference | None:
+    """The other process, if it is asked for and can be started."""
+    if asked.reference is None:
+        missing["equiadapt"] = "no --reference"
+        return None
+    try:
+        return Reference(asked.reference, asked.threads)
+    except (OSError, RuntimeError) as error:
+        missing["equiadapt"] = str(error)
+        return None
+
+
 def machine() -> dict[str, object]:
     """What was measured on, and with what."""
     versions = {}
@@ -101,9 +113,7 @@ def main() -> None:
     missing: dict[str, str] = {}
     if asked.threads and importlib.util.find_spec("torch"):
         importlib.import_module("torch").set_num_threads(asked.threads)
-    reference = Reference(asked.reference, asked.threads) if asked.reference else None
-    if reference is None:
-        missing["equiadapt"] = "no --reference"
+    reference = open_reference(asked, missing)
     floors = timing.floors(asked.small)
     settings = Settings(
         asked.rounds, asked.small, asked.batch, asked.dtype, floors, reference, missing
