@@ -550,6 +550,12 @@ def test_nnx_predictors_behind_a_scorer(train):
 REFUSED = {
     "another output": ({"output": "vector"}, ValueError, "output='vector' is not available"),
     "another method": ({"method": "hard"}, ValueError, "Unknown method 'hard'.*straight_through"),
+    "another weighting": (
+        {"weighting": "best"}, ValueError, "Unknown weighting 'best': choose one of .*sampled"),
+    "no pose": ({"poses": 0}, ValueError, "poses=0: average over 1 to 4 of cyclic4, or None"),
+    "no chunk": ({"chunk": 0}, ValueError, "chunk=0 does not divide the 1 poses"),
+    "predictions of a predictor that is trained": (
+        {"method": "predictions"}, ValueError, "give freeze_predictor=True"),
     "a module as the scorer": ({"scorer": nn.Dense(4)}, TypeError, "scorer is a Dense: wrap it"),
     "a function as the predictor": (
         {"predictor": lambda x: x}, TypeError, "predictor is a function.*from_linen, from_nnx or"),
