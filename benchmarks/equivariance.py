@@ -203,7 +203,7 @@ def figures(group, matrices: np.ndarray, outputs: dict) -> dict[str, float | Non
             np.mean([degrees(p, g @ poses[0]) for p, g in zip(poses, matrices, strict=True)][1:])
         ),
         "invariance": invariance(outputs["logits"]),
-        "bits": float(np.mean(moved)),
+        "bits": float(np.mean(moved)) if moved else None,
     }
 
 
@@ -272,7 +272,7 @@ def reference_figures(group, matrices: np.ndarray, outputs: dict) -> dict[str, f
     ]
     return {
         "scorer": float(np.mean(errors)), "pose": pose, "invariance": invariance(logits),
-        "bits": float(np.mean(moved)),
+        "bits": float(np.mean(moved)) if moved else None,
     }  # fmt: skip
 
 
@@ -343,7 +343,10 @@ def main() -> None:
     arrays = {f"{kind}/{name}": x for kind, of in images.items() for name, x in of.items()}
     for kind, of in images.items():
         for group in GROUPS:
-            arrays[f"exact/{kind}/{group}"] = np.stack(moved(of[str(group)][0], group))
+            upright = of[str(group)][0]
+            exact = moved(upright, group)  # none for C_3
+            exact = np.asarray(exact, upright.dtype).reshape(len(exact), *upright.shape)
+            arrays[f"exact/{kind}/{group}"] = exact
     theirs = reference(arguments.environment, arrays, weights)
     tables = []
     for kind in KINDS:
