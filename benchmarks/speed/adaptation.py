@@ -40,7 +40,7 @@ def measure(settings: Settings) -> list[Comparison]:
     x = jnp.asarray(x, settings.dtype)
     adding = {}
     for name, group in GROUPS.items():
-        function, params = canonicalize(group, settings.small)
+        function, params = canonicalize(group, settings.small, settings.dtype)
         adding[name] = compiled(function, params, x)
     found = []
     for title, network in predictors(settings.small).items():

@@ -26,13 +26,18 @@ GROUPS = {
 }
 
 
-def canonicalize(group, small: bool = False):
-    """(function, parameters): images `(B, S, S, 3)` to canonical inputs and poses."""
+def canonicalize(group, small: bool = False, dtype: str = "float32"):
+    """(function, parameters): images `(B, S, S, 3)` to canonical inputs and poses.
+
+    The scorer computes in dtype.
+    """
     if isinstance(group, SO):
-        network = ea.networks.SteerableNet(group, **({} if small else STEERABLE))
+        options = {} if small else STEERABLE
+        network = ea.networks.SteerableNet(group, dtype=dtype, **options)
         finish = ea.canonicalization.from_vectors
     else:
-        network = ea.networks.GroupConvNet(group, **(SCORER | ({"size": 32} if small else {})))
+        options = SCORER | ({"size": 32} if small else {})
+        network = ea.networks.GroupConvNet(group, dtype=dtype, **options)
         finish = ea.canonicalization.from_scores
     side = 32 if small else SIZE
     params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, side, side, 3)))

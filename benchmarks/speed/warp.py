@@ -101,7 +101,7 @@ def map_coordinates(x, angles):
 
 def with_jax(function, x, y, by, back: str) -> tuple[Case, dict]:
     """A compiled case; what is turned is differentiated by one product with y."""
-    agree(function(x, by), x, by)
+    agree(jax.jit(function)(x, by), x, by)
     if not back:
         return compiled(function, x, by)
     arguments = (0, 1) if "angles" in back else 0
