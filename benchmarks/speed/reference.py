@@ -32,6 +32,7 @@ class Reference:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """The answer to a question; RuntimeError with what went wrong over there."""
