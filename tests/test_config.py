@@ -2,20 +2,16 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
-from equiadapt_jax import command_line
 from equiadapt_jax.training import build, objective
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
 from equiadapt_jax.training.explain import explain
-from tests.tiny_runs import ROOT, SHIPPED, VARIANTS, shipped
+from tests.tiny_runs import ROOT, SHIPPED, VARIANTS, given_flags, shipped
 
 
 def all_fields(cls=settings.Config):
@@ -26,15 +22,6 @@ def all_fields(cls=settings.Config):
             yield cls, field
 
 
-def given(monkeypatch, *arguments):
-    """The settings of a command line."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(sys.argv)
-    return settings.from_dict(command_line.settings_of(values["config"]))
-
-
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 @pytest.mark.parametrize("name", ["energy", "energy_resnet", "features", "confidence"])
 @pytest.mark.parametrize("file", ["digits_vit", "cifar10_resnet20"])
@@ -42,7 +29,7 @@ def test_a_scorer_is_chosen_by_its_flag_alone(file, name, monkeypatch):
     path = ROOT / "configs" / f"{file}.py"
     mode = ["--config.adaptation.mode=joint"] if name == "confidence" else []
     config = resolve(
-        given(monkeypatch, f"--config={path}:tiny", f"--config.canonicalizer={name}", *mode)
+        given_flags(monkeypatch, f"--config={path}:tiny", f"--config.canonicalizer={name}", *mode)
     )
     build.check_training(config)
     model = build_model(config, 10)
@@ -56,22 +43,22 @@ def test_a_scorer_is_chosen_by_its_flag_alone(file, name, monkeypatch):
 def test_options_given_as_flags_are_refused_where_the_network_has_none(monkeypatch):
     path = ROOT / "configs" / "cifar10_resnet20.py"
     file = f"--config={path}:tiny"
-    config = given(
+    config = given_flags(
         monkeypatch, file, "--config.canonicalizer=energy", "--config.scorer.options.grid=3"
     )
     assert config.scorer.options == {"grid": 3, "hidden": 8}
-    config = given(
+    config = given_flags(
         monkeypatch, f"--config={path}", "--config.canonicalizer=energy",
         "--config.scorer.options.dropout=0.1",
     )  # fmt: skip
     with pytest.raises(ValueError, match="scorer.options.dropout is not an option of ConvNet"):
         resolve(config)
-    same = given(monkeypatch, file, "--config.canonicalizer=features")
+    same = given_flags(monkeypatch, file, "--config.canonicalizer=features")
     assert same == shipped(path, "tiny")  # as the file has it
-    other = given(monkeypatch, file, "--config.predictor.name=vit")
+    other = given_flags(monkeypatch, file, "--config.predictor.name=vit")
     assert other.predictor.options == {}
     with pytest.raises(ValueError, match="canonicalizer is 'nobody': choose one of group_conv"):
-        given(monkeypatch, file, "--config.canonicalizer=nobody")
+        given_flags(monkeypatch, file, "--config.canonicalizer=nobody")
 
 
 def test_data_that_are_not_turned_have_the_fingerprint_from_before_any_could_be():

@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 import equiadapt_jax as ea
-from equiadapt_jax import command_line, robustness, runs
+from equiadapt_jax import robustness, runs
 from equiadapt_jax.evaluation.orbits import away, binned, pose_labels
 from equiadapt_jax.groups import SO, Cyclic, Dihedral, O
 from equiadapt_jax.training import build, objective, run
@@ -20,7 +18,7 @@ from equiadapt_jax.training import config as settings
 from equiadapt_jax.training.config import Augmentation
 from equiadapt_jax.training.workdir import read_config
 from tests.test_matrix_groups import MIRROR, exact, noise, sample, turn
-from tests.tiny_runs import ROOT, assert_same, command
+from tests.tiny_runs import ROOT, assert_same, command, given_flags
 
 
 def canonicalizer(name, **scorer):
@@ -236,39 +234,39 @@ def test_priors_are_binned_for_the_report(prior, expected):
 # ---- settings ----
 
 
-def given(*arguments):
-    """The settings of a command line."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["train.py", *arguments])
-    return settings.from_dict(command_line.settings_of(values["config"]))
-
-
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-def test_a_group_of_all_angles_brings_its_scorer():
-    file = f"--config={ROOT / 'configs' / 'digits_vit.py'}"
-    config = given(file, "--config.group=o2")
+def test_a_group_of_all_angles_brings_its_scorer(monkeypatch):
+    def given(*changes):
+        return given_flags(monkeypatch, f"--config={ROOT / 'configs' / 'digits_vit.py'}", *changes)
+
+    config = given("--config.group=o2")
     assert config.canonicalizer == "steerable"
     assert "features" not in config.scorer.options
     assert build.build_model(config, 10).refine is None
-    refined = given(file, "--config.group=so2", "--config.scorer.refine=cyclic12")
+    refined = given("--config.group=so2", "--config.scorer.refine=cyclic12")
     assert refined.canonicalizer == "group_conv"
     assert build.build_model(refined, 10).refine == Cyclic(12)
-    assert refined.scorer.options == given(file).scorer.options
+    assert refined.scorer.options == given().scorer.options
     energy = given(
-        file,
         "--config.group=so2",
         "--config.canonicalizer=energy",
         "--config.scorer.refine=cyclic12",
     )
     assert energy.canonicalizer == "energy"
-    assert given(file, "--config.group=cyclic8").scorer == given(file).scorer
+    assert given("--config.group=cyclic8").scorer == given().scorer
 
 
-@pytest.mark.parametrize("name", ["steerable", "energy", "energy_vit", "group_conv"])
-def test_settings_with_every_option_build_the_same(name, tiny):
-    refine = {} if name == "steerable" else {"refine": "dihedral8"}
-    config = tiny(group="o2", **canonicalizer(name, **refine))
+@pytest.mark.parametrize(
+    ("name", "scorer"),
+    [
+        ("steerable", {}),
+        ("energy", {"refine": "dihedral8"}),
+        ("energy_vit", {"refine": "dihedral8", "options": {"patch": 8}}),
+        ("group_conv", {"refine": "dihedral8"}),
+    ],
+)
+def test_settings_with_every_option_build_the_same(name, scorer, tiny):
+    config = tiny(group="o2", **canonicalizer(name, **scorer))
     again = build.resolve(config)
     assert build.resolve(settings.from_dict(json.loads(json.dumps(dataclasses.asdict(again))))) == (
         again
@@ -292,10 +290,10 @@ def adaptation(**changes):
 NEEDS = "needs a finite group, and so2 has infinitely many"
 REFUSED = {
     "a group convolution": (canonicalizer("group_conv"), "takes config.canonicalizer=steerable"),
-    "features": (canonicalizer("features", refine="cyclic8"), "here are features and cyclic8"),
+    "features": (canonicalizer("features", refine="cyclic8"), "here are features and 'cyclic8'"),
     "confidence": (canonicalizer("confidence"), "here are confidence and 'none'"),
     "steerable, refined": (
-        canonicalizer("steerable", refine="cyclic8"), "here are steerable and cyclic8"),
+        canonicalizer("steerable", refine="cyclic8"), "here are steerable and 'cyclic8'"),
     "refined on another side": (
         canonicalizer("group_conv", refine="dihedral8"), "is no group to refine poses of so2"),
     "refined over all": (canonicalizer("group_conv", refine="so2"), "scorer.refine needs a finite"),
@@ -321,7 +319,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_needs_finite_groups_is_refused_before_anything_is_written(case, tiny, tmp_path):
     change, sentence = REFUSED[case]
-    config = tiny(**{"group": "so2", **STEERABLE, **change})
+    config = dataclasses.replace(tiny(group="so2", **STEERABLE), **change)
     with pytest.raises(ValueError, match=sentence):
         run.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

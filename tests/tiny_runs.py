@@ -8,7 +8,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
+from ml_collections import config_flags
 
+from equiadapt_jax import command_line
 from equiadapt_jax.training import config as settings
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +25,15 @@ def command(*arguments, **environment):
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, timeout=300, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
+
+
+def given_flags(monkeypatch, *arguments):
+    """The settings of a command line of train.py."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(sys.argv)
+    return settings.from_dict(command_line.settings_of(values["config"]))
 
 
 SHIPPED = sorted((ROOT / "configs").glob("*.py"))
