@@ -80,12 +80,13 @@ def makes_sense(group, canonicalizer, averaging, prior, method, mode, *anything)
     baseline, free, finite = mode in BASELINES, canonicalizer in FREE, group in ORDER
     several = int(re.sub(r"\D", "", averaging) or 1)
     if finite:
-        fits = canonicalizer != "steerable" and prior not in ("von_mises", "uniform")
+        fits = canonicalizer != "steerable" and prior != "von_mises"
         fits &= baseline or several <= ORDER[group]
     else:
         fits = canonicalizer not in ("features", *FREE)
         fits &= averaging == "single" and method == "straight_through"
         fits &= prior not in ("categorical", "estimated")
+    fits &= (prior, mode) != ("uniform", "prior")  # there is nothing to train by
     if method == "predictions":  # weights of the predictions, the predictor kept
         fits &= mode != "joint" and (baseline or averaging != "single")
     if free:  # the predictor is all that could be trained
@@ -214,6 +215,7 @@ def test_a_name_that_does_not_exist_is_refused_with_those_that_do(name):
         ({"kl_weight": 1.0}, "config.prior.kl_weight is 1.0, and the prior identity has none"),
         ({"per_sample": True}, "config.prior.per_sample is True, and the prior identity has none"),
         ({"name": "mirror", "probabilities": (1.0, 0.0, 0.0, 0.0)}, "the prior mirror has none"),
+        ({"name": "uniform", "kl_weight": 1.0}, "the prior uniform has none"),
         ({"name": "mirror", "kl_weight": -1.0}, "config.prior: .*kl_weight is -1.0: it must be"),
     ],
 )

@@ -273,11 +273,15 @@ def _check_prior(config):
     """Refuse a prior that is none over the group, and settings that the one named does not have."""
     settings, group = config.prior, group_of(config)
     build_prior(settings, group, _refined(config))
+    if settings.name == "uniform" and config.adaptation.mode == "prior":
+        raise ValueError(
+            "config.prior.name=uniform prefers no pose, and config.adaptation.mode=prior trains by "
+            "the prior alone: choose another prior, or config.adaptation.mode=frozen."
+        )
     if isinstance(group, groups.MatrixGroup):
         return
-    without = {
-        "identity": ("probabilities", "kl_weight", "per_sample"), "mirror": ("probabilities",)
-    }  # fmt: skip
+    none = ("probabilities", "kl_weight", "per_sample")
+    without = {"identity": none, "uniform": none, "mirror": ("probabilities",)}
     for setting in without.get(settings.name, ()):
         value = getattr(settings, setting)
         if value != getattr(Prior(), setting):
@@ -423,7 +427,7 @@ def build_prior(
     if isinstance(group, groups.MatrixGroup):
         prior = _prior_of_angles(settings, group)
         return prior if refine is None else priors.Refined(refine, prior)
-    known = ("identity", "mirror", "categorical", "estimated")
+    known = ("identity", "mirror", "uniform", "categorical", "estimated")
     name = _choose("prior.name", settings.name, known)
     if name == "categorical" or (name == "estimated" and settings.probabilities):
         return _over(
@@ -436,7 +440,7 @@ def build_prior(
         return _over(
             group, priors.Categorical, tuple(half), settings.kl_weight, settings.per_sample
         )
-    return priors.Identity()
+    return priors.Uniform() if name == "uniform" else priors.Identity()
 
 
 def _over(group, kind, *arguments):

@@ -169,9 +169,9 @@ class Prior:
 
     name: str = _setting(
         "identity",
-        "identity, mirror (half of it on the mirror, for dihedral<n> and o2), categorical, or "
-        "estimated from the training images, which need not be upright; for so2 and o2 also "
-        "von_mises or uniform",
+        "identity, mirror (half of it on the mirror; the identity where a group has none), uniform "
+        "(none preferred), categorical, or estimated from the training images, which need not be "
+        "upright; for so2 and o2 identity, mirror, uniform or von_mises",
     )
     probabilities: tuple[float, ...] = _setting((), "categorical: one per element")
     kl_weight: float = _setting(0.0, "categorical: weight of KL(prior ‖ batch mean of poses)")
