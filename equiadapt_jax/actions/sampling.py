@@ -213,38 +213,63 @@ def _reader(image, quarter, mirror):
 
 def _interpolate(pad, taps, read, row, column, fill):
     """Pixels `(S, S, C)` at places `(S, S)` from the centre, a gather for each tap."""
-    first, offsets, weights = taps
-    size = row.shape[0]
-    row, column = row + (size - 1) / 2, column + (size - 1) / 2
-    if pad == "edge" and weights is not _three_hats:  # which have the edge's own derivative
-        row, column = jnp.clip(row, 0, size - 1), jnp.clip(column, 0, size - 1)
-    left, top = first(column), first(row)
-    across, down = weights((column - left)[..., None]), weights((row - top)[..., None])
-    i, j = ([(place + k).astype(jnp.int32) for k in offsets] for place in (top, left))
-
-    def tap(i, j):
-        pixels = read(jnp.clip(i, 0, size - 1), jnp.clip(j, 0, size - 1)).astype(row.dtype)
-        inside = (i >= 0) & (i < size) & (j >= 0) & (j < size)
-        return jnp.where(inside[..., None], pixels, fill) if pad == "constant" else pixels
-
+    tap = _tap(pad, read, row, fill)
+    (i, down), (j, across) = (_along(pad, taps, place) for place in (row, column))
     lines = [sum(w * tap(m, n) for w, n in zip(across, j, strict=True)) for m in i]
     return sum(w * line for w, line in zip(down, lines, strict=True))
+
+
+def _along(pad, taps, place):
+    """(pixels, weights) that places `(S, S)` read along one axis, a list of each."""
+    first, offsets, weights = taps
+    size = place.shape[0]
+    place = place + (size - 1) / 2
+    if pad == "edge" and weights is not _three_hats:  # which have the edge's own derivative
+        place = jnp.clip(place, 0, size - 1)
+    near = first(place)
+    return [near + k for k in offsets], list(weights((place - near)[..., None]))
+
+
+def _tap(pad, read, like, fill):
+    """tap(i, j): pixels at places that are whole floats, as `pad` continues the image."""
+    size = like.shape[0]
+
+    def tap(i, j):
+        inside = (i >= 0) & (i < size) & (j >= 0) & (j < size)
+        i, j = (jnp.clip(place, 0, size - 1).astype(jnp.int32) for place in (i, j))
+        pixels = read(i, j).astype(like.dtype)
+        return jnp.where(inside[..., None], pixels, fill) if pad == "constant" else pixels
+
+    return tap
 
 
 def _slope(pad, taps, image, quarter, mirror, cos, sin, fill, by_cos, by_sin):
     """The derivative of `_sample` in the direction of `by_cos` and `by_sin`.
 
-    A product of matrices, whose transpose is one: XLA would make the summands of a sum anew for
-    every channel, reads and all.
+    With ∂r and ∂c those along rows and columns, at the output pixel (y, x), it is
+    (∂r y + ∂c x) by_cos + (∂r x − ∂c y) by_sin: the real part of a product of complex numbers, of
+    which XLA reads the pixels once, where two sums would read them twice.
     """
+    y, x = _axes(image.shape[0], cos.dtype)
+    row, column = _places(y, x, cos, sin)
+    tap = _tap(pad, _reader(image, quarter, mirror), row, fill)
+    by_row = by_column = 0.0
+    (i, down), (j, across) = (_along(pad, taps, place) for place in (row, column))
+    steeper, wider = (_slopes(pad, taps, place) for place in (row, column))
+    for m, weight, slope in zip(i, down, steeper, strict=True):
+        pixels = [tap(m, n) for n in j]
+        by_row += slope * sum(w * pixel for w, pixel in zip(across, pixels, strict=True))
+        by_column += weight * sum(w * pixel for w, pixel in zip(wider, pixels, strict=True))
+    turned = (
+        jax.lax.complex(by_row, by_column)
+        * jax.lax.complex(*jnp.broadcast_arrays(y, -x))[..., None]
+    )
+    return jnp.real(turned * jax.lax.complex(by_cos, by_sin))
 
-    def sample(cos, sin):
-        return _sample(pad, taps, image.astype(cos.dtype), quarter, mirror, cos, sin, fill)
 
-    one, zero = jnp.ones_like(cos), jnp.zeros_like(cos)
-    slopes = [jax.jvp(sample, (cos, sin), way)[1] for way in ((one, zero), (zero, one))]
-    direction = jnp.stack([by_cos, by_sin])
-    return jnp.einsum("k,khwc->hwc", direction, jnp.stack(slopes), precision="highest")
+def _slopes(pad, taps, place):
+    """The derivatives of the weights of `_along`."""
+    return jax.jvp(lambda place: _along(pad, taps, place)[1], (place,), (jnp.ones_like(place),))[1]
 
 
 def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
@@ -256,13 +281,15 @@ def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
     y, x = _axes(size, cos.dtype)
     half = (size - 1) / 2
     top, left = (first(place + half) for place in _places(y, x, cos, -sin))
+    row, column = _places(top - half, left - half, cos, sin)
+    row, column = row - y, column - x  # from the pixel; those of the window follow by steps
 
     def add_row(k, total):
-        i = top + k.astype(cos.dtype)
-        for j in [left + n for n in offsets]:
-            row, column = _places(i - half, j - half, cos, sin)
-            weight = _weight(pad, kernel, row, y, half) * _weight(pad, kernel, column, x, half)
-            total += _weighted(image, quarter, mirror, i, j, weight)
+        k = k.astype(cos.dtype)
+        for n in offsets:
+            down, across = row + (k * cos + n * sin), column + (n * cos - k * sin)
+            weight = _weight(pad, kernel, down, y, half) * _weight(pad, kernel, across, x, half)
+            total += _weighted(image, quarter, mirror, top + k, left + n, weight)
         return total
 
     total = jnp.zeros(image.shape, cos.dtype)
@@ -283,20 +310,21 @@ def _weighted(image, quarter, mirror, i, j, weight):
     return weight[..., None] * _reader(image, quarter, mirror)(i, j).astype(weight.dtype)
 
 
-def _weight(pad, kernel, place, pixel, half):
-    """What a sample at `place` takes of a pixel, along one axis from −half to half.
+def _weight(pad, kernel, distance, pixel, half):
+    """What a sample takes of a pixel at a distance, along one axis from −half to half.
 
     A sample less than one beyond the border goes to the window in part, and to `_beyond` with the
-    rest: a place that is computed in both, and rounded in two ways, is nowhere lost or doubled.
+    rest: a place that is computed in both, and rounded in two ways, is nowhere lost or doubled. The
+    linear kernel is that part.
     """
-    if pad == "constant":
-        return kernel(place - pixel)
+    if pad == "constant" or kernel is _hat:
+        return kernel(distance)
+    place = pixel + distance
     share = 1 - jnp.clip(jnp.abs(place) - half, 0, 1)
     place = jnp.clip(place, -half, half)
-    weight = kernel(place - pixel)
-    if kernel is _keys:  # reads the border once more, in place of the first pixel beyond it
-        weight += jnp.where(jnp.abs(pixel) == half, _keys(jnp.abs(place - pixel) + 1), 0)
-    return share * weight
+    # The kernel reads the border once more, in place of the first pixel beyond it.
+    again = jnp.where(jnp.abs(pixel) == half, kernel(jnp.abs(place - pixel) + 1), 0)
+    return share * (kernel(place - pixel) + again)
 
 
 def _beyond(interpolation, image, quarter, mirror, cos, sin):
@@ -317,7 +345,9 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
             nearest = first((line - _product(sin, j - half)) / cos + half)
             for i in [nearest + n for n in offsets]:
                 row, column = _places(i - half, j - half, cos, sin)
-                weight = _weight("edge", kernel, row, line, half) * jnp.clip(-half - column, 0, 1)
+                weight = _weight("edge", kernel, row - line, line, half) * jnp.clip(
+                    -half - column, 0, 1
+                )
                 total += _weighted(image, quarter, mirror, i, j, weight)
         return total
 
