@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -334,8 +335,10 @@ def write_metrics(path: str | os.PathLike, metrics: Mapping[str, float]) -> None
 
 
 def watch(title: str, batches: Iterable, total: int) -> Iterable:
-    """The same batches, with a progress bar where somebody watches."""
-    return tqdm(batches, title, total, leave=False, unit="batch", disable=None)
+    """The same batches, with a progress bar that goes; a line now and then where nobody watches."""
+    watched = sys.stderr.isatty()
+    seldom = {} if watched else {"mininterval": 15, "delay": 15}
+    return tqdm(batches, title, total, leave=not watched, unit="batch", **seldom)
 
 
 def circumstances(command: str = "") -> dict[str, str]:
