@@ -6,9 +6,8 @@
 The weights are those of akamaster/pytorch_resnet_cifar10 as safetensors. `cifar10_jpeg` holds
 train.tar and test.tar with <class>/<image>, 50,000 and 5,000 images; JPEG compression costs these
 weights ten points. Vanilla there: 83.1 % upright, 45.6 % over C4. Adapted: 82.2 % in every pose, no
-prediction changed. On two CPU cores, with JAX_NUM_CPU_DEVICES=2: fifteen minutes in all, ten of which
-measure the test images in four turns and eight poses. The scorer learns from 7,000 images, their
-labels and the prior.
+prediction changed. The scorer learns from 7,000 images, their labels and the prior. Two CPU cores,
+JAX_NUM_CPU_DEVICES=2: fifteen minutes, ten of which measure the test images in every pose.
 """
 
 import dataclasses
