@@ -62,6 +62,15 @@ CASES = {
     "C8, odd and made smaller": (Net(Cyclic(8), size=6), 9, 2),
     "D8": (Net(Dihedral(8)), 7, 2),
     "C6": (Net(Cyclic(6)), 7, 2),
+    # Of which a batch of all poses fills neither the vectors nor the threads of a CPU evenly.
+    "C4, four images": (
+        Net(Cyclic(4), features=(4, 16), kernels=(3, 3), strides=(1, 1)), 32, 4),
+    "C4, five digits": (
+        Net(Cyclic(4), features=(16, 32), kernels=(4, 2), strides=(2, 2)), 28, 5),
+    "C2, one image": (
+        Net(Cyclic(2), features=(8, 16), kernels=(3, 3), strides=(1, 1), grid=4), 32, 1),
+    "C6, six images": (
+        Net(Cyclic(6), features=(8, 16, 16), kernels=(4, 3, 3), strides=(2, 1, 1), grid=4), 64, 6),
     "C4, bfloat16": (Net(Cyclic(4), dtype=jnp.bfloat16), 8, 2),
     "D4, bfloat16 and made smaller": (Net(Dihedral(4), size=6, dtype=jnp.bfloat16), 9, 2),
 }  # fmt: skip

@@ -340,7 +340,10 @@ def test_images_in_poses_of_a_group_need_it_finite(tiny, tmp_path):
             canonicalizer("group_conv", refine="cyclic8"),
             "refine=cyclic8 finds poses between elements, and cyclic4 has",
         ),
-        (prior(name="von_mises"), "prior.name is 'von_mises': choose one of identity, mirror, uniform, cat"),
+        (
+            prior(name="von_mises"),
+            "prior.name is 'von_mises': choose one of identity, mirror, unif",
+        ),
     ],
 )
 def test_what_needs_all_angles_is_refused_for_finite_groups(change, sentence, tiny, tmp_path):

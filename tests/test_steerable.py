@@ -111,6 +111,7 @@ CASES = {
     "so2, made smaller": (Net(SO(2), size=8), 13, 1),
     "so2, odd": (Net(SO(2), layers=((3, 5, 2), (2, 3, 1))), 9, 3),
     "so2, bfloat16": (Net(SO(2), dtype=jnp.bfloat16), 12, 2),
+    "so2, as large as by default": (SteerableNet(SO(2)), 64, 1),
     "o2": (Net(O(2)), 12, 2),
     "o2, made smaller": (Net(O(2), size=8), 11, 2),
 }

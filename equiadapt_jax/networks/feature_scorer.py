@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equiadapt_jax.groups import Group, finite
+from equiadapt_jax.networks.group_conv import row_by_row
 
 
 class FeatureScorer(nn.Module):
@@ -87,9 +88,7 @@ class FeatureScorer(nn.Module):
         table = self.group.compose(order[:, None], order)
         x = self._layer("mix", drop(x)[:, table].reshape(*x.shape[:2], -1))
         x = drop(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-        score = nn.Dense(
-            1, use_bias=False, dtype=x.dtype, precision=jax.lax.Precision.HIGHEST, name="score"
-        )
+        score = nn.Dense(1, use_bias=False, dtype=x.dtype, dot_general=row_by_row, name="score")
         return score(x)[..., 0]
 
     def _layer(self, name, x):

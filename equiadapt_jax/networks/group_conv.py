@@ -6,8 +6,8 @@ convolution f'_g = Σ_j ψ_{g,j} ⋆ f_{gj} (Cohen & Welling 2016, arXiv 1602.07
 
     F'_g = Σ_j ψ_j ⋆ (j·F_{gj}),
 
-one ordinary convolution with the same filters for every g. The group is folded into the batch, and
-an exactly turned image gives the same numbers in other places: scores are the same bits, permuted.
+one ordinary convolution with the same filters for every g, so that an exactly turned image gives
+the same numbers in other places: scores are the same bits, permuted.
 """
 
 import functools
@@ -84,7 +84,6 @@ class GroupConvNet(nn.Module):
                 f"{kernel}: quarter turns would see other pixels; choose a working size for which "
                 f"{stride} divides size - {kernel - 2 * padding}."
             )
-        folded = planes.reshape(batch * order, *planes.shape[2:])
         convolution = nn.Conv(
             features,
             (kernel, kernel),
@@ -94,11 +93,14 @@ class GroupConvNet(nn.Module):
             dtype=self.dtype,
             name=f"conv{i}",
         )
+        # Pose by pose: in one batch of all, a CPU rounds the last pixels in another order.
+        planes = jnp.stack([convolution(planes[:, g]) for g in range(order)], 1)
+        folded = planes.reshape(batch * order, *planes.shape[2:])
         # Each plane is normalised as a whole: a mean over all of them would depend on their order.
         normalise = nn.LayerNorm(
             reduction_axes=(-3, -2, -1), feature_axes=-1, dtype=self.dtype, name=f"norm{i}"
         )
-        folded = nn.gelu(normalise(convolution(folded)))
+        folded = nn.gelu(normalise(folded))
         return folded.reshape(batch, order, *folded.shape[1:])
 
     def _scores(self, pooled):
@@ -109,7 +111,12 @@ class GroupConvNet(nn.Module):
         table = _compose_table(self.group, np.arange(self.group.order))
         mixed = hidden[:, table].reshape(*hidden.shape[:2], -1)
         mixed = nn.gelu(dense(self.hidden, name="mix")(mixed))
-        return dense(1, use_bias=False, name="score")(mixed)[..., 0]
+        return dense(1, use_bias=False, dot_general=row_by_row, name="score")(mixed)[..., 0]
+
+
+def row_by_row(x, kernel, *_, **__):
+    """The product x·kernel with a matrix `(K, 1)`, as sums: a CPU's depends on a row's place."""
+    return (x * kernel[:, 0]).sum(-1, keepdims=True)
 
 
 def _poses(group, images, size, pad, fill):

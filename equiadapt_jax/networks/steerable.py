@@ -186,11 +186,16 @@ def _rings(fields, count):
         [[circular_harmonics(size, radius, step / 1.5, k) for radius in radii] for k in orders]
     )
     rings /= np.sqrt((abs(rings) ** 2).sum((-2, -1), keepdims=True))
-    parts = (
-        jnp.einsum("zyxmqc,kjyx->kzmjqc", fields, part.astype(fields.dtype), precision=_EXACT)
-        for part in (rings.real, rings.imag)
-    )
-    seen = jax.lax.complex(*parts)
+
+    def project(copy):
+        parts = (
+            jnp.einsum("yxmqc,kjyx->kmjqc", copy, part.astype(copy.dtype), precision=_EXACT)
+            for part in (rings.real, rings.imag)
+        )
+        return jax.lax.complex(*parts)
+
+    # One copy after the other: what a product of all makes of one depends on its place among them.
+    seen = jnp.moveaxis(jax.lax.map(project, fields), 0, 1)
     real, turned = seen[..., 0, :], 1j * seen[..., 1, :]
     field, conjugate = (dict(zip(orders, x, strict=True)) for x in (real + turned, real - turned))
     made = [
