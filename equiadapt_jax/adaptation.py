@@ -90,12 +90,14 @@ class Adapted:
         network, read = self.predictor.features, self.features
         predictor = jax.lax.stop_gradient((params["predictor"], state["predictor"]))
 
+        def one(turned):
+            y, maps = network(*predictor, self.prepare(turned))
+            return read(maps, y), y
+
         def some(elements):
-            # The batch stays in front, where devices share it.
-            turned = jnp.stack([self._turned_back(g, images) for g in elements], 1)
-            y, maps = network(*predictor, self.prepare(turned.reshape(-1, *images.shape[1:])))
-            split = lambda x: x.reshape(images.shape[0], -1, *x.shape[1:])  # noqa: E731
-            return jax.tree.map(split, (read(maps, y), y))
+            turned = jnp.stack([self._turned_back(g, images) for g in elements])
+            # Pose by pose: in one batch of all, a CPU rounds the last pixels in another order.
+            return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), jax.lax.map(one, turned))
 
         group = finite(self.group, "A scorer that reads features")
         chunk = self.chunk or group.order

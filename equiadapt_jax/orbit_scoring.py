@@ -91,7 +91,7 @@ def orbit_scorer(
         turned = [
             canonicalization.canonicalize(group, g, images, **how) for g in range(group.order)
         ]
-        return jnp.stack(turned, 1).reshape(-1, *images.shape[1:])  # each image's side by side
+        return jnp.stack(turned)
 
     def init(key, images):
         network_key, reference_key = jax.random.split(key)
@@ -105,10 +105,17 @@ def orbit_scorer(
         return params, state
 
     def embed(params, state, images, *, train=False, key=None):
-        y, state = network.apply(params["network"], state, poses(images), train=train, key=key)
-        _check(y.shape, images.shape[0] * group.order, scalar)
-        y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-        return y.reshape(images.shape[0], group.order, -1), state
+        turned, count = poses(images), images.shape[0]
+        if train:  # all at once, for a network that has statistics of its batch
+            side_by_side = jnp.moveaxis(turned, 0, 1).reshape(-1, *images.shape[1:])
+            y, state = network.apply(params["network"], state, side_by_side, train=True, key=key)
+            _check(y.shape, count * group.order, scalar)
+            y = y.reshape(count, group.order, -1)
+        else:  # pose by pose: in one batch of all, a CPU rounds the last pixels in another order
+            y = jax.lax.map(lambda x: network.apply(params["network"], state, x)[0], turned)
+            _check(y.shape[1:], count, scalar)
+            y = jnp.moveaxis(y.reshape(group.order, count, -1), 0, 1)
+        return y.astype(jnp.promote_types(y.dtype, jnp.float32)), state
 
     def apply(params, state, images, *, train=False, key=None):
         y, state = embed(params, state, images, train=train, key=key)

@@ -186,6 +186,22 @@ def test_exact_turns_permute_scores_and_leave_predictions_bit_for_bit(group, mod
         np.testing.assert_array_equal(other, logits)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_exactness_does_not_depend_on_how_a_batch_fills_a_processor(batch):
+    group, x = Dihedral(4), noise(batch, 32, 32, 3)
+    predictor = ea.from_linen(ea.predictors.ResNet.variant("resnet20", 3))
+    scorer = FeatureScorer(group, grid=2, hidden=6)
+    made = ea.adapt(group, ea.from_linen(scorer), predictor, features=scorer.read, poses=None)
+    params, state = jax.jit(made.init)(KEY, x)
+    apply = jax.jit(lambda x: made.apply(params, state, x)[0])
+    logits, canonical = apply(x)
+    for g in range(group.order):
+        other, moved = apply(turned(group, g, x))
+        where = np.asarray(group.compose(g, np.arange(group.order)))
+        np.testing.assert_array_equal(moved.scores[:, where], canonical.scores)
+        np.testing.assert_array_equal(other, logits)
+
+
 def test_low_precision_stays_exact():
     group, module = Dihedral(4), functools.partial(ResNet, dtype=jnp.bfloat16)
     made, params, state = model(group, module)

@@ -60,6 +60,19 @@ def test_exactly_turned_images_have_the_same_bits_in_other_places(name, group):
         np.testing.assert_array_equal(turned[:, group.compose(int(q), group.elements())], scores)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_exactness_does_not_depend_on_how_a_batch_fills_a_processor(batch):
+    group, x = Cyclic(4), noise(batch, 32, 32, 3)
+    network = ea.predictors.ResNet.variant("resnet20", 5)
+    made = ea.orbit_scorer(group, ea.from_linen(network))
+    params, state = jax.jit(made.init)(KEY, x)
+    score = jax.jit(lambda x: made.apply(params, state, x)[0])
+    scores = score(x)
+    for q in range(4):
+        turned = score(np.rot90(x, q, (1, 2)).copy())
+        np.testing.assert_array_equal(turned[:, group.compose(q, np.arange(4))], scores)
+
+
 @pytest.mark.parametrize("reference", ["learned", "fixed", "own"])
 def test_scores_are_scaled_cosines_of_each_pose(reference):
     group, own = Cyclic(4), noise(5, seed=4) - 0.5
