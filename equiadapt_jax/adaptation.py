@@ -19,7 +19,7 @@ from equiadapt_jax import averaging, canonicalization, energies, outputs
 from equiadapt_jax.actions import squares
 from equiadapt_jax.canonicalization import Canonical
 from equiadapt_jax.groups import Group, MatrixGroup, finite
-from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx
+from equiadapt_jax.interface import Network, from_function, from_linen, from_nnx, pose_by_pose
 
 __all__ = ["Adapted", "Network", "adapt", "from_function", "from_linen", "from_nnx"]
 
@@ -96,8 +96,7 @@ class Adapted:
 
         def some(elements):
             turned = jnp.stack([self._turned_back(g, images) for g in elements])
-            # Pose by pose: in one batch of all, a CPU rounds the last pixels in another order.
-            return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), jax.lax.map(one, turned))
+            return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), pose_by_pose(one, turned))
 
         group = finite(self.group, "A scorer that reads features")
         chunk = self.chunk or group.order

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,18 @@ def from_function(
         return features(params, x)
 
     return Network(initialise, apply, None if features is None else with_features)
+
+
+def pose_by_pose(network: Callable, turned: jax.Array) -> Any:
+    """`network` of each `(B, …)` of `turned`, `(K, B, …)`, one after the other, stacked.
+
+    In one batch of all of them a processor would round the last pixels in another order, so that
+    the poses of a turned image would not be those of the image. Known arrays are passed as they
+    are, to a network that JAX cannot trace too.
+    """
+    if isinstance(turned, jax.core.Tracer):
+        return jax.lax.map(network, turned)
+    return jax.tree.map(lambda *rows: jnp.stack(rows), *map(network, turned))
 
 
 def _training_argument(call) -> Callable[[bool], dict[str, bool]]:

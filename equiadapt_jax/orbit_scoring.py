@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from equiadapt_jax import canonicalization
 from equiadapt_jax.energies import unit
 from equiadapt_jax.groups import Group
-from equiadapt_jax.interface import Network
+from equiadapt_jax.interface import Network, pose_by_pose
 
 REFERENCES = ("learned", "fixed", "none")
 
@@ -111,8 +111,8 @@ def orbit_scorer(
             y, state = network.apply(params["network"], state, side_by_side, train=True, key=key)
             _check(y.shape, count * group.order, scalar)
             y = y.reshape(count, group.order, -1)
-        else:  # pose by pose: in one batch of all, a CPU rounds the last pixels in another order
-            y = jax.lax.map(lambda x: network.apply(params["network"], state, x)[0], turned)
+        else:
+            y = pose_by_pose(lambda x: network.apply(params["network"], state, x)[0], turned)
             _check(y.shape[1:], count, scalar)
             y = jnp.moveaxis(y.reshape(group.order, count, -1), 0, 1)
         return y.astype(jnp.promote_types(y.dtype, jnp.float32)), state

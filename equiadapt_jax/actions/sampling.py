@@ -283,13 +283,14 @@ def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
     top, left = (first(place + half) for place in _places(y, x, cos, -sin))
     row, column = _places(top - half, left - half, cos, sin)
     row, column = row - y, column - x  # from the pixel; those of the window follow by steps
+    pixel = _tap("constant", _reader(image, quarter, mirror), y, 0)
 
     def add_row(k, total):
         k = k.astype(cos.dtype)
         for n in offsets:
             down, across = row + (k * cos + n * sin), column + (n * cos - k * sin)
             weight = _weight(pad, kernel, down, y, half) * _weight(pad, kernel, across, x, half)
-            total += _weighted(image, quarter, mirror, top + k, left + n, weight)
+            total += weight[..., None] * pixel(top + k, left + n)
         return total
 
     total = jnp.zeros(image.shape, cos.dtype)
@@ -300,14 +301,6 @@ def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
         turns = quarter + jnp.arange(4, dtype=jnp.int32)
         total = _on_borders(total, jax.vmap(lambda quarter: beyond(quarter=quarter))(turns))
     return total.astype(image.dtype)
-
-
-def _weighted(image, quarter, mirror, i, j, weight):
-    """The moved image at places that are whole floats, 0 outside, times weights."""
-    size = image.shape[0]
-    weight = jnp.where((i >= 0) & (i < size) & (j >= 0) & (j < size), weight, 0)
-    i, j = (jnp.clip(place, 0, size - 1).astype(jnp.int32) for place in (i, j))
-    return weight[..., None] * _reader(image, quarter, mirror)(i, j).astype(weight.dtype)
 
 
 def _weight(pad, kernel, distance, pixel, half):
@@ -338,6 +331,7 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
     size = image.shape[0]
     half = (size - 1) / 2
     line = jnp.arange(size, dtype=cos.dtype) - half
+    pixel = _tap("constant", _reader(image, quarter, mirror), line, 0)
     together = 12 // len(offsets)
 
     def add_columns(k, total):
@@ -348,7 +342,7 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
                 weight = _weight("edge", kernel, row - line, line, half) * jnp.clip(
                     -half - column, 0, 1
                 )
-                total += _weighted(image, quarter, mirror, i, j, weight)
+                total += weight[..., None] * pixel(i, j)
         return total
 
     columns = math.ceil(0.293 * size) + 1
