@@ -13,11 +13,10 @@ smooth functions. Of small filters only those of |k| ≤ 2 hold what they promis
 e^{ikα} is also e^{i(k−4)α}, and to long waves the one of lower order answers far more than that of
 order 3 or 4, however little of it there is.
 
-For quarter turns, and for O(2) mirrors, it holds to the bit: the turned copies of an image go
-through the network side by side, and their vectors, carried back, are added up in an order that
-these turns do not change. Images go through one after the other, so that what is found of one does
-not depend on which others, or how many, come with it: of another shape an accelerator or CPU adds
-up in another order.
+For quarter turns, and for O(2) mirrors, it holds to the bit: the turned copies of the images go
+through the network one after the other, since in one batch of all a processor would round the last
+pixels in another order, and their vectors, carried back, are added up in an order that these turns
+do not change.
 """
 
 import functools
@@ -55,7 +54,7 @@ class SteerableNet(nn.Module):
     """
 
     group: MatrixGroup
-    layers: Sequence[tuple[int, int, int]] = ((8, 6, 2), (12, 7, 1))
+    layers: Sequence[tuple[int, int, int]] = ((4, 6, 2), (8, 7, 1))
     size: int | None = None
     rings: int = 4
     hidden: int = 16
@@ -74,27 +73,24 @@ class SteerableNet(nn.Module):
         if not self.layers:
             raise ValueError("SteerableNet has no layers: give (channels, kernel, stride) of some.")
         dtype = self.dtype or jnp.promote_types(images.dtype, jnp.float32)
-        filters, into = [], images.shape[-1]
+        filters, biases, into = [], [], images.shape[-1]
         for i, (channels, kernel, _) in enumerate(self.layers):
             filters.append(self._filters(i, kernel, into, channels).astype(dtype))
+            shape = (len(ORDERS), 1, channels)
+            biases.append(self.param(f"bias{i}", nn.initializers.zeros, shape))
             into = channels
-        alone = nn.scan(
-            lambda net, carry, image, filters: (carry, net._one(image[None], filters)),
-            variable_broadcast="params", split_rngs={"params": False}, in_axes=(0, nn.broadcast),
-        )  # fmt: skip
-        # A loop of one would be unrolled, and might be compiled otherwise.
-        several = jnp.concatenate([images, images]) if len(images) == 1 else images
-        return alone(self, None, several, filters)[1][: len(images)]
+        pool = self._pooling(into)
+        hidden, weigh = self._weighing()
 
-    def _one(self, image, filters):
-        """Vectors `(k, 2)` of an image `(1, S, S, C)`."""
-        copies = _copies(self.group, image, self.size)
-        x = _seen(copies.astype(jnp.promote_types(image.dtype, jnp.float32)))
-        fields = x.astype(filters[0].dtype)[..., None, None, :]  # one order, its real part
-        for i, layer in enumerate(filters):
-            fields = self._layer(i, fields, layer)
-        vectors = self._vectors(self._pool(fields))
-        return _carried_back(self.group, vectors[:, None])[0]
+        def vectors(copy):
+            x = _seen(copy.astype(jnp.promote_types(copy.dtype, jnp.float32)))
+            fields = x.astype(dtype)[..., None, None, :]  # one order, its real part
+            for i in range(len(self.layers)):
+                fields = self._layer(i, fields, filters[i], biases[i])
+            return self._vectors(self._pool(fields, pool), hidden, weigh)
+
+        found = [vectors(copy) for copy in _copies(self.group, images, self.size)]
+        return _carried_back(self.group, jnp.stack(found))
 
     def _filters(self, i, kernel, into, channels):
         """Filters `(K, K, in, out)` of a layer, to fields and to the gates of all of them."""
@@ -113,7 +109,7 @@ class SteerableNet(nn.Module):
         to_fields = combined(f"conv{i}", basis, channels)
         return jnp.concatenate([to_fields, combined(f"gate{i}", gates, len(ORDERS) * channels)], -1)
 
-    def _layer(self, i, fields, filters):
+    def _layer(self, i, fields, filters, bias):
         """A convolution to fields `(B, H, W, orders, 2, channels)`, gated."""
         channels, kernel, stride = self.layers[i]
         batch, size = fields.shape[:2]
@@ -134,38 +130,47 @@ class SteerableNet(nn.Module):
         made = 2 * len(ORDERS) * channels
         shape = (*y.shape[:3], len(ORDERS), -1, channels)
         z, gates = (_scaled(part.reshape(shape)) for part in (y[..., :made], y[..., made:]))
-        bias = self.param(f"bias{i}", nn.initializers.zeros, (len(ORDERS), 1, channels))
         mask = _disk(y.shape[1]).astype(z.dtype)[:, :, None, None, None]
         # Half as steep: products of fields make waves shorter, and the grid has a shortest one.
         return mask * z * nn.sigmoid(gates / 2 + bias.astype(z.dtype))
 
-    def _pool(self, fields):
+    def _pooling(self, channels):
+        """Weights `(orders, orders, 2 · 2 rings, C, 2 hidden)` of real and imaginary parts.
+
+        In real numbers: what a product of complex matrices makes of a row depends on its place.
+        """
+        count = 2 if isinstance(self.group, SO) else 1  # complex weights, or real ones
+        shape = (count, len(ORDERS), len(ORDERS), 2 * self.rings, channels, self.hidden)
+        init = nn.initializers.normal(1 / np.sqrt(np.prod(shape[2:5])))
+        weight = self.param("pool", init, shape)
+        a, b = weight if count == 2 else (weight[0], jnp.zeros_like(weight[0]))
+        return jnp.concatenate([jnp.concatenate([a, b], -1), jnp.concatenate([-b, a], -1)], -2)
+
+    def _pool(self, fields, weight):
         """Fields of the whole image about its centre, complex `(B, orders, hidden)`."""
         fields = fields.astype(jnp.promote_types(fields.dtype, jnp.float32))
         seen = _rings(fields, self.rings)
-        count = 2 if isinstance(self.group, SO) else 1  # complex weights, or real ones
-        shape = (count, *seen.shape[1:], self.hidden)
-        init = nn.initializers.normal(1 / np.sqrt(np.prod(seen.shape[2:])))
-        weight = self.param("pool", init, shape).astype(fields.dtype)
-        a, b = weight if count == 2 else (weight[0], jnp.zeros_like(weight[0]))
-        # In real numbers: what a product of complex matrices makes of a row depends on its place.
-        weight = jnp.concatenate([jnp.concatenate([a, b], -1), jnp.concatenate([-b, a], -1)], -2)
         parts = jnp.concatenate([seen.real, seen.imag], -1)
+        weight = weight.astype(fields.dtype)
         pooled = jnp.einsum("znmbc,nmbch->znh", parts, weight, precision=_EXACT)
         pooled = jax.lax.complex(pooled[..., : self.hidden], pooled[..., self.hidden :])
         square = _square(pooled).mean((1, 2), keepdims=True)
         return pooled * jax.lax.rsqrt(square + _FAINT)
 
-    def _vectors(self, pooled):
+    def _weighing(self):
+        """The two layers that weigh vectors by what does not turn."""
+        count, parts = (1, 2) if isinstance(self.group, SO) else (2, 1)
+        hidden = nn.Dense(self.hidden, precision=_EXACT, name="hidden")
+        return hidden, nn.Dense(count * 2 * self.hidden * parts, precision=_EXACT, name="weigh")
+
+    def _vectors(self, pooled, hidden, weigh):
         """Vectors `(B, k, 2)`: order 1 of pooled fields, weighed by what does not turn."""
         rotations = isinstance(self.group, SO)
         scalar, vector, axis = (pooled[:, n] for n in ORDERS)
         signed = [scalar.real, scalar.imag] if rotations else [scalar.real, scalar.imag**2]
         squares = [_square(z) for z in (vector, axis)]
-        dense = functools.partial(nn.Dense, dtype=scalar.real.dtype, precision=_EXACT)
-        weights = nn.gelu(dense(self.hidden, name="hidden")(jnp.concatenate(signed + squares, -1)))
+        weights = weigh(nn.gelu(hidden(jnp.concatenate(signed + squares, -1))))
         count, parts = (1, 2) if rotations else (2, 1)
-        weights = dense(count * 2 * self.hidden * parts, name="weigh")(weights)
         weights = weights.reshape(-1, count, 2 * self.hidden, parts)
         found = jnp.concatenate([vector, axis * vector.conj()], -1)[:, None]
         weights = _complex(jnp.moveaxis(weights, -1, -2)) if rotations else weights[..., 0]
@@ -187,15 +192,12 @@ def _rings(fields, count):
     )
     rings /= np.sqrt((abs(rings) ** 2).sum((-2, -1), keepdims=True))
 
-    def project(copy):
-        parts = (
-            jnp.einsum("yxmqc,kjyx->kmjqc", copy, part.astype(copy.dtype), precision=_EXACT)
+    seen = jax.lax.complex(
+        *(
+            jnp.einsum("zyxmqc,kjyx->kzmjqc", fields, part.astype(fields.dtype), precision=_EXACT)
             for part in (rings.real, rings.imag)
         )
-        return jax.lax.complex(*parts)
-
-    # One copy after the other: what a product of all makes of one depends on its place among them.
-    seen = jnp.moveaxis(jax.lax.map(project, fields), 0, 1)
+    )
     real, turned = seen[..., 0, :], 1j * seen[..., 1, :]
     field, conjugate = (dict(zip(orders, x, strict=True)) for x in (real + turned, real - turned))
     made = [
@@ -206,13 +208,13 @@ def _rings(fields, count):
 
 
 def _copies(group, images, size):
-    """q⁻¹·x for the exact q, `(|lattice| B, S, S, C)`, each resized in its own frame."""
+    """q⁻¹·x for the exact q, each `(B, S, S, C)`, resized in its own frame."""
     lattice = group.subgroup(4)
     copies = [image_actions.act(lattice, lattice.inverse(q), images) for q in range(lattice.order)]
     if size is not None and size != images.shape[1]:
         shape = (images.shape[0], size, size, images.shape[3])
         copies = [jax.image.resize(x, shape, "linear") for x in copies]
-    return jnp.concatenate(copies)
+    return copies
 
 
 def _carried_back(group, vectors):
