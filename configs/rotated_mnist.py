@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
             prior_weight=0.0,
             turn_inputs="no",
         ),
+        prior=settings.Prior(name="uniform"),
         logging=settings.Logging(every=100, evaluate_every=1500),
     )
     if variant:

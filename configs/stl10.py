@@ -12,7 +12,7 @@ which gives the vanilla one, and half adapt it. The network of the scorer, AdamW
 learning rates are this project's.
 
 Needs an accelerator of 40 GB or more. An estimate, not a measurement: 0.45 million images
-through the predictor, forward and backward, 0.2 hours with ResNet-50 and 0.4 with ViT-B/16
+through the predictor, forward and backward, 0.1 hours with ResNet-50 and 0.3 with ViT-B/16
 where 1,000 and 400 images a second go through.
 """
 

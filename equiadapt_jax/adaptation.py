@@ -81,7 +81,7 @@ class Adapted:
     ) -> tuple[jax.Array, jax.Array]:
         """(features `(B, |G|, F)`, predictions `(B, |G|, …)`) of the predictor for every g⁻¹·x.
 
-        |G| passes of the predictor, as in inference, `chunk` poses at a time. The predictor's
+        |G| passes of the predictor, as in inference, one after the other. The predictor's
         parameters get no gradient, the images do.
         """
         if self.features is None:
@@ -206,7 +206,8 @@ class Adapted:
         the best `poses` (`canonical` is then still of the best one), and nothing is random but
         poses that are sampled. One key serves the batch: dropout, Gumbel noise and sampled poses
         are drawn from it. Outside training there may be one for each image, `(B,)`, so that the
-        poses drawn for it do not depend on the batch.
+        poses drawn for it do not depend on the batch. Derivatives are of reverse mode, `jax.grad`:
+        choosing one of finitely many poses has a derivative of its own.
 
         Predictions that the scorer's features came with are used again; with a frozen predictor
         also in training, where `canonical.weights` sum them: one-hot for hard weights, and for soft
@@ -381,8 +382,9 @@ def adapt(
         then costs |G| passes of the predictor, and the prediction none.
       poses: how many of the best poses the prediction is averaged over in inference, weighted by
         their scores (`averaging.weighted`, as many passes); None for all of the group.
-      chunk: how many poses share a pass of the predictor, where it sees several: fewer take less
-        memory. None for all of them.
+      chunk: how many poses share a pass of the predictor, where it sees several, and how many
+        turned copies there are at a time: fewer take less memory. None for all of them. A scorer
+        that reads features sees one pose in each pass anyway.
       weighting: how `poses` are chosen and weighted in inference, see `averaging`: "scores",
         "faded", "equal", or "sampled", for which `apply` needs a key.
       mask: "disk" makes all that lies outside the inscribed disk `fill`, for scorer and predictor

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.canonicalization import check_scores, check_temperature
-from equiadapt_jax.groups import Group
+from equiadapt_jax.groups import Group, finite
 
 WEIGHTINGS = ("scores", "faded", "equal", "sampled")
 
@@ -230,7 +230,7 @@ def mean(
     |G| passes for each image. An exactly turned image gives the same up to rounding, because the
     poses are added up in the order of the elements.
     """
-    scores = jnp.zeros((images.shape[0], group.order))
+    scores = jnp.zeros((images.shape[0], finite(group, "Group averaging").order))
     return weighted(
         group, scores, images, predict, weighting="equal", chunk=chunk, act=act, pad=pad,
         fill=fill, interpolation=interpolation,

@@ -27,8 +27,8 @@ _CLEAR = 4.0  # log-odds by which a second vector of length one tells the side o
 class Canonical(NamedTuple):
     """What canonicalization found: canonical inputs, poses, scores and weights over the group.
 
-    For SO(2) and O(2) poses are matrices `(..., 2, 2)`, scores the vectors that span them, and
-    there are no weights.
+    For SO(2) and O(2) poses are matrices `(..., 2, 2)`, scores the vectors that span them or those
+    over the finite group that is refined, and there are no weights.
     """
 
     inputs: jax.Array
@@ -287,8 +287,9 @@ def refine(group: Group, scores: jax.Array) -> jax.Array:
         for k in (-1, 0, 1)
     )
     curvature = (below + above) - 2 * here
-    # No parabola goes through scores that are equal, or −∞.
-    flat = ~(jnp.isfinite(curvature) & (curvature <= -jnp.finfo(scores.dtype).tiny))
+    # No parabola goes through scores that are equal, or −∞; of those almost equal the derivative,
+    # which divides by the square of the curvature, would be none.
+    flat = ~(jnp.isfinite(curvature) & (curvature <= -(jnp.finfo(scores.dtype).tiny ** 0.5)))
     slope = jnp.where(flat, 0, below - above)
     offset = slope / jnp.where(flat, -1, 2 * curvature)
     # The nearest exact turn, and what is left: the same for all exact turns, negated for mirrors.

@@ -38,7 +38,7 @@ def confidence(logits: jax.Array, maps: Sequence[jax.Array] = ()) -> jax.Array:
 def entropy(logits: jax.Array, maps: Sequence[jax.Array] = ()) -> jax.Array:
     """Minus the entropy of the prediction, in nats, `(...)`, for logits `(..., K)`; at most 0."""
     log_p = jax.nn.log_softmax(_float(logits), -1)
-    return jnp.sum(jnp.exp(log_p) * log_p, -1)
+    return jnp.sum(jnp.exp(log_p) * jnp.where(log_p == -jnp.inf, 0, log_p), -1)
 
 
 def logit_energy(logits: jax.Array, maps: Sequence[jax.Array] = ()) -> jax.Array:
@@ -54,7 +54,8 @@ def feature_norm(logits: jax.Array, maps: Sequence[jax.Array] = ()) -> jax.Array
             "entropy or logit_energy, or give a Network(init, apply, features)."
         )
     pooled = _float(maps[-1]).mean(tuple(range(1, maps[-1].ndim - 1)))
-    return jnp.sqrt(jnp.sum(pooled * pooled, -1))
+    square = jnp.sum(pooled * pooled, -1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 NAMED = {f.__name__: f for f in (confidence, entropy, logit_energy, feature_norm)}
@@ -156,10 +157,10 @@ def there_and_back(
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors `(..., D)` scaled to length 1, in at least float32; zero stays zero."""
+    """Vectors `(..., D)` scaled to length 1, in at least float32; those almost 0 as they are."""
     x = _float(x)
     square = jnp.sum(x * x, -1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, jnp.finfo(x.dtype).tiny ** 0.5))
+    return x * jax.lax.rsqrt(jnp.where(square > jnp.finfo(x.dtype).tiny ** 0.5, square, 1))
 
 
 def search(

@@ -6,7 +6,8 @@ vectors (x to the right, y down).
 
 Element i of D_n is r^(i mod n) · s^(i div n): the reflection s acts first, then i mod n steps of
 the rotation r by 2π/n, counter-clockwise as displayed. C_n is the first half of D_n. Their
-methods work on Python integers, NumPy arrays and traced arrays of any shape, element by element.
+methods work on Python integers, NumPy arrays and traced arrays of any shape, element by element,
+and take integers beyond the order as what they are modulo it.
 """
 
 import dataclasses
@@ -28,10 +29,11 @@ class _Planar:
     _copies: ClassVar[int]  # of the rotations: themselves, and after a mirror
 
     def __post_init__(self):
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
+        if not isinstance(self.n, int | np.integer) or isinstance(self.n, bool) or self.n < 1:
             raise ValueError(
                 f"{type(self).__name__}(n={self.n!r}): n must be an integer of at least 1."
             )
+        object.__setattr__(self, "n", int(self.n))
 
     @property
     def order(self) -> int:
@@ -52,12 +54,12 @@ class _Planar:
 
     def compose(self, g, h):
         """g∘h, the element that acts as h first and then as g."""
-        turns = (g % self.n + (1 - 2 * (g // self.n)) * (h % self.n)) % self.n
-        return turns + self.n * ((g // self.n + h // self.n) % 2)
+        turns = (g % self.n + (1 - 2 * self.reflects(g)) * (h % self.n)) % self.n
+        return turns + self.n * ((self.reflects(g) + self.reflects(h)) % 2)
 
     def inverse(self, g):
         """The element that undoes g; a reflection undoes itself."""
-        mirrored = g // self.n
+        mirrored = self.reflects(g)
         return (2 * mirrored - 1) * (g % self.n) % self.n + self.n * mirrored
 
     def steps(self, g):
@@ -66,7 +68,7 @@ class _Planar:
 
     def reflects(self, g):
         """1 where g contains the reflection, else 0."""
-        return g // self.n
+        return g // self.n % self._copies
 
     def matrix(self, g, dtype=jnp.float32) -> jax.Array:
         """The standard representation on image vectors (x to the right, y down), `(..., 2, 2)`.
@@ -74,7 +76,7 @@ class _Planar:
         A counter-clockwise θ maps (x, y) to (cos θ x + sin θ y, −sin θ x + cos θ y); the reflection
         maps (x, y) to (−x, y). Quarter turns and mirrors are exact.
         """
-        return jnp.asarray(self._matrices, dtype)[g]
+        return jnp.asarray(self._matrices, dtype)[g % self.order]
 
     @functools.cached_property
     def _matrices(self) -> np.ndarray:
@@ -99,7 +101,7 @@ class _Planar:
         step = self.n // math.gcd(self.n, 4)
         below = (step - 1) // 2
         remainder = (g % self.n + below) % step - below
-        return remainder % self.n, (g % self.n - remainder) % self.n + self.n * (g // self.n)
+        return remainder % self.n, (g % self.n - remainder) % self.n + self.n * self.reflects(g)
 
     def __str__(self) -> str:
         return f"{type(self).__name__.lower()}{self.n}"
@@ -134,7 +136,7 @@ class _Orthogonal:
     _circle: ClassVar[type]  # the kind of its finite subgroups
 
     def __post_init__(self):
-        if self.d != 2 or isinstance(self.d, bool):
+        if self.d != 2 or not isinstance(self.d, int):
             raise ValueError(
                 f"{type(self).__name__}(d={self.d!r}): images are planes, so take "
                 f"{type(self).__name__}(2)."
@@ -173,7 +175,7 @@ class _Orthogonal:
     def rotation(self, angle) -> jax.Array:
         """The rotation by `angle` radians counter-clockwise, `(..., 2, 2)`, differentiable.
 
-        In at least float32. Quarter turns, to within rounding of the angle, are exact.
+        In at least float32. Quarter turns, to within rounding of the angle there, are exact.
         """
         angle = jnp.asarray(angle)
         angle = angle.astype(jnp.promote_types(angle.dtype, jnp.float32))

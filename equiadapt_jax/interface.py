@@ -71,23 +71,22 @@ def from_nnx(module) -> Network:
     """A Flax NNX module, or a function `rngs -> module`, as a `Network`.
 
     A module given as such keeps its parameters: `init` returns them. A function is called with
-    `nnx.Rngs(key)` by `init`. Parameters are the `nnx.Param` variables, state the others.
+    `nnx.Rngs(key)` by `init`. Parameters are the `nnx.Param` variables, state the others but random
+    state and what the module sows.
     """
     from flax import nnx
 
     fixed = isinstance(module, nnx.Module)
 
-    def split(module):
-        definition, params, rngs, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        return definition, params, rngs, state
+    kinds = (nnx.Param, nnx.RngState, nnx.Intermediate)  # the last: what is sown
 
     def init(key, x):
-        _, params, _, state = split(module if fixed else module(nnx.Rngs(key)))
+        _, params, *_, state = nnx.split(module if fixed else module(nnx.Rngs(key)), *kinds, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
     def apply(params, state, x, *, train=False, key=None):
         abstract = module if fixed else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
-        definition, params_tree, rngs, state_tree = split(abstract)
+        definition, params_tree, rngs, sown, state_tree = nnx.split(abstract, *kinds, ...)
         if train and key is None and jax.tree.leaves(rngs):
             raise ValueError(
                 f"{type(abstract).__name__} draws random numbers while training: "
@@ -95,12 +94,12 @@ def from_nnx(module) -> Network:
             )
         nnx.replace_by_pure_dict(params_tree, params)
         nnx.replace_by_pure_dict(state_tree, state)
-        merged = nnx.merge(definition, params_tree, rngs, state_tree, copy=True)
+        merged = nnx.merge(definition, params_tree, rngs, sown, state_tree, copy=True)
         merged.train() if train else merged.eval()
         if key is not None:
             nnx.reseed(merged, default=key, dropout=key)
         y = merged(x)
-        return y, nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
+        return y, nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Any(*kinds))))
 
     return Network(init, apply)
 

@@ -208,13 +208,27 @@ class Refined:
     Attributes:
       group: C_n for SO(2), D_n for O(2), over which the scores are.
       prior: the distribution.
+
+    Raises:
+      TypeError: another prior.
     """
 
     group: Group
     prior: Identity | Uniform | VonMises
 
+    def __post_init__(self):
+        if not isinstance(self.prior, Identity | Uniform | VonMises):
+            raise TypeError(
+                f"The prior is a {type(self.prior).__name__}: give Identity, Uniform or VonMises."
+            )
+
     def loss(self, group: MatrixGroup, scores: jax.Array, *, applied=None) -> jax.Array:
         """Its mean, for scores `(..., |G|)` of the finite group and `applied` matrices."""
+        if self.group != group.subgroup(self.group.n):
+            raise ValueError(
+                f"Scores over {self.group} are none over {group}: take "
+                f"{group.subgroup(self.group.n)}."
+            )
         log_p = _log_probabilities(self.group, scores, None)
         _check_applied(group, applied, log_p.shape[:-1])
         if isinstance(self.prior, Uniform):

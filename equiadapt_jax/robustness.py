@@ -144,8 +144,8 @@ def evaluation_directory(
 ) -> Path:  # fmt: skip
     """Where `evaluate` of the same arguments leaves its files by default.
 
-    Its name has the predictor, data and group, and a split, an energy or a margin that is given, so
-    that no evaluation replaces another: `runs/eval-my_network-predict-photos-cyclic8`.
+    Its name has the predictor, data and group, and a split, an energy or a margin that is given;
+    files and folders are named by their last part: `runs/eval-my_network-predict-photos-cyclic8`.
     """
     if not data and Path(predictor).is_dir():
         own = read_config(predictor)[0].data

@@ -239,10 +239,10 @@ def _exact_poses(group, prior):
     Of SO(2) and O(2) the quarter turns and mirrors, seen from the stored pose, whatever its angle;
     of a uniform prior none, since it says nothing that could be checked.
     """
-    if not isinstance(group, MatrixGroup):
-        return group, prior.modes(group)
     if isinstance(prior, Uniform):
         return groups.Cyclic(1), (0,)
+    if not isinstance(group, MatrixGroup):
+        return group, prior.modes(group)
     mirror = isinstance(prior, VonMises) and prior.mirror == 0.5 and prior.angle == 0
     return group.subgroup(4), (0, 4) if mirror else (0,)
 
@@ -262,8 +262,8 @@ def evaluation_directory(
     """Where `evaluate` of the same arguments leaves its files by default.
 
     It is `eval` in the run's directory for the run's own group, averaging, test split and images,
-    else a name such as `eval-cyclic16` or `eval-photos-top2-train`, so that no evaluation replaces
-    another.
+    else a name such as `eval-cyclic16` or `eval-photos-top2-train`, so that evaluations that differ
+    in these do not replace each other.
     """
     config, _ = read_config(workdir)
     others = [
@@ -375,6 +375,8 @@ def _probabilities(prior, group):
     """Of the elements; for SO(2) and O(2) of those that `orbits.binned` counts."""
     if isinstance(group, MatrixGroup):
         return _binned(prior, group.subgroup(BINS))
+    if isinstance(prior, Uniform):
+        return np.full(group.order, 1 / group.order)
     return np.asarray(getattr(prior, "probabilities", np.eye(group.order)[0]))
 
 

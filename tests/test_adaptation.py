@@ -245,6 +245,29 @@ def test_nnx_modules_are_pure_functions(kind):
     assert_same(after, before)
 
 
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+def test_what_an_nnx_module_sows_is_no_state():
+    class Sows(nnx.Module):
+        def __init__(self, rngs):
+            self.linear, self.norm = nnx.Linear(5, 2, rngs=rngs), nnx.BatchNorm(2, rngs=rngs)
+
+        def __call__(self, x):
+            y = self.norm(self.linear(x))
+            self.sow(nnx.Intermediate, "seen", y)
+            return y
+
+    used, x = Sows(nnx.Rngs(0)), noise(4, 5)
+    used(x)
+    for module in (Sows, used):
+        network = ea.from_nnx(module)
+        params, state = network.init(KEY, x)
+        for train in (False, True):
+            _, after = network.apply(params, state, x, train=train)
+            _, again = network.apply(params, after, x, train=train)
+            assert jax.tree.structure(state) == jax.tree.structure(after)
+            assert jax.tree.structure(state) == jax.tree.structure(again)
+
+
 def test_nnx_instances_keep_their_parameters_and_factories_draw_them():
     module, x = nnx.Linear(5, 2, rngs=nnx.Rngs(7)), noise(4, 5)
     params, state = ea.from_nnx(module).init(KEY, x)

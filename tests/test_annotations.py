@@ -230,6 +230,12 @@ REFUSED = {
     "sizes for other annotations": (
         lambda: annotations.act_on_keypoints(C4, 1, P, np.ones((2, 2))), ValueError,
         r"Sizes of shape \(2, 2\) do not fit annotations of shape \(3, 2\): give \(H, W\), or one"),
+    "sizes for corners": (
+        lambda: annotations.act_on_boxes(C4, 1, np.arange(4.0), np.ones((4, 2))), ValueError,
+        r"Sizes of shape \(4, 2\) do not fit boxes of shape \(4,\): give"),
+    "elements for corners": (
+        lambda: annotations.act_on_boxes(C4, np.zeros((2, 4), int), np.ones((2, 4)), S),
+        ValueError, r"shape \(2, 4\) do not fit annotations of shape \(2, 4\)"),
     "no size": (lambda: annotations.turned_size(C4, 1, 4), ValueError,
                 r"size has shape \(\): give \(H, W\)"),
     "logits": (lambda: annotations.act_on_masks(C4, 0, P), TypeError,

@@ -12,8 +12,9 @@ import pytest
 import equiadapt_jax as ea
 from equiadapt_jax.data import array_batches
 from equiadapt_jax.groups import Cyclic, Dihedral
-from equiadapt_jax.training import cache, objective, run
+from equiadapt_jax.training import build, cache, objective, run, start
 from equiadapt_jax.training import config as settings
+from equiadapt_jax.training.workdir import read_config
 from tests.test_feature_scorer import model, noise
 from tests.test_resume import interrupt
 from tests.tiny_runs import assert_same
@@ -23,11 +24,11 @@ KEY = jax.random.key(0)
 
 def batches(images, size):
     """Batches as `evaluation_batches` gives them, the last one filled up."""
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
+    for first in range(0, len(images), size):
+        part = images[first : first + size]
         mask = np.arange(size) < len(part)
         part = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
-        yield {"image": part, "label": np.arange(start, start + size) % 3, "mask": mask}
+        yield {"image": part, "label": np.arange(first, first + size) % 3, "mask": mask}
 
 
 def test_features_are_those_of_the_images_and_of_their_mirrors():
@@ -210,18 +211,28 @@ def test_a_run_goes_on_from_another_one(done, tiny, tmp_path):
     assert "step" in kept["settings"]["adaptation"]["start_mark"]
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_other(done, tiny, tmp_path):
+    config = reading(tiny, mode="frozen", start=str(done))
+    model = build.build_model(build.resolve(config), 10)
+    facts = read_config(done)[1]
+    (tmp_path / "checkpoints" / "0.unfinished").mkdir(parents=True)
+    marked, networks = start.read_start(build.resolve(config), model, facts, tmp_path, resume=True)
+    assert marked.adaptation.start_mark.startswith("step ")
+    assert_same(networks[0], ea.load(done)[0])
+
+
 def test_a_run_that_went_on_is_resumed_without_the_one_it_started_from(
     done, tiny, tmp_path, monkeypatch
 ):
-    start = tmp_path / "start"
-    shutil.copytree(done, start)
-    config = reading(tiny, mode="frozen", start=str(start))
+    begun = tmp_path / "start"
+    shutil.copytree(done, begun)
+    config = reading(tiny, mode="frozen", start=str(begun))
     run.train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt(patch, after=1)
         with pytest.raises(KeyboardInterrupt):
             run.train(config, tmp_path / "run")
-    shutil.rmtree(start)
+    shutil.rmtree(begun)
     run.train(config, tmp_path / "run", resume=True)
     assert_same(*(ea.load(tmp_path / name, step=2)[:2] for name in ("run", "whole")))
 

@@ -13,6 +13,7 @@ from equiadapt_jax import energies
 from equiadapt_jax.evaluation.predictions import adapted_prediction
 from equiadapt_jax.training import build, objective, poses, run
 from equiadapt_jax.training import config as settings
+from equiadapt_jax.training.check import check_training
 from equiadapt_jax.training.step import TrainState, make_optimizer, make_step
 
 SHAPE, CLASSES = (8, 8, 1), 3
@@ -45,7 +46,7 @@ def config_of(
     turn_inputs="auto", interpolation="linear",
 ):  # fmt: skip
     """With terms of the embeddings, where the canonicalizer has any, and its own number else."""
-    order, scored = ORDER.get(group, 4), canonicalizer in ("group_conv", *build._ENERGIES)
+    order, scored = ORDER.get(group, 4), canonicalizer in ("group_conv", *build.ENERGIES)
     weight = 0.1 if canonicalizer in ("energy", "energy_vit") else 0.0
     return settings.Config(
         group=group,
@@ -75,7 +76,10 @@ def config_of(
     )
 
 
-def makes_sense(group, canonicalizer, averaging, prior, method, mode, *anything):
+def makes_sense(
+    group, canonicalizer, averaging, prior, method, mode, mask="none", dtype="float32",
+    turn_inputs="auto", interpolation="linear",
+):  # fmt: skip
     """Whether a combination is one that the documents describe."""
     baseline, free, finite = mode in BASELINES, canonicalizer in FREE, group in ORDER
     several = int(re.sub(r"\D", "", averaging) or 1)
@@ -87,6 +91,8 @@ def makes_sense(group, canonicalizer, averaging, prior, method, mode, *anything)
         fits &= averaging == "single" and method == "straight_through"
         fits &= prior not in ("categorical", "estimated")
     fits &= (prior, mode) != ("uniform", "prior")  # there is nothing to train by
+    fits &= averaging != "mean" or mode not in ("frozen", "prior")  # whatever is trained
+    fits &= (mode, turn_inputs) != ("vanilla", "yes")
     if method == "predictions":  # weights of the predictions, the predictor kept
         fits &= mode != "joint" and (baseline or averaging != "single")
     if free:  # the predictor is all that could be trained
@@ -99,7 +105,7 @@ def refused(config):
     try:
         poses.estimates_prior(config)
         build.build_model(build.resolve(config), CLASSES)
-        build.check_training(config)
+        check_training(config)
     except ValueError as error:
         return str(error)
     return None
@@ -217,11 +223,77 @@ def test_a_name_that_does_not_exist_is_refused_with_those_that_do(name):
         ({"name": "mirror", "probabilities": (1.0, 0.0, 0.0, 0.0)}, "the prior mirror has none"),
         ({"name": "uniform", "kl_weight": 1.0}, "the prior uniform has none"),
         ({"name": "mirror", "kl_weight": -1.0}, "config.prior: .*kl_weight is -1.0: it must be"),
+        ({"kappa": 3.0}, "config.prior.kappa is 3.0, and the prior identity .*=von_mises"),
+        ({"name": "mirror", "mirror": 0.3}, "config.prior.mirror is 0.3, and the prior mirror has"),
     ],
 )
 def test_a_prior_is_refused_where_it_is_none_or_does_not_do_as_its_settings_say(prior, sentence):
     group = "dihedral1" if prior.get("name") == "mirror" else "cyclic4"
     config = dataclasses.replace(settings.Config(), group=group, prior=settings.Prior(**prior))
     with pytest.raises(ValueError, match=sentence) as error:
-        build.check_training(config)
+        check_training(config)
+    assert_a_reason(str(error.value))
+
+
+@pytest.mark.parametrize("prior", [{"mirror": 0.5, "kappa": 3.0}, {"name": "mirror", "angle": 1.0}])
+def test_over_all_angles_too_a_prior_has_only_its_own_settings(prior):
+    config = dataclasses.replace(
+        settings.Config(), group="o2", canonicalizer="steerable", prior=settings.Prior(**prior)
+    )
+    with pytest.raises(ValueError, match="has none: choose config.prior.name=von_mises") as error:
+        check_training(config)
+    assert_a_reason(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mode": "foo"}, "config.adaptation.mode is 'foo': choose one of joint"),
+        ({"fill": 128.0}, "config.adaptation.fill is 128.0: give a value from 0 to 1"),
+        ({"prior_weight": -5.0}, "config.adaptation.prior_weight is -5.0: give 0 or more"),
+        ({"variants": 2}, "config.adaptation.variants is 2, .* canonicalizer group_conv sees new"),
+        ({"temperature_decay": "exponential"}, "give config.adaptation.temperature_end too"),
+        ({"mode": "vanilla", "turn_inputs": "yes"}, "choose config.adaptation.mode=augmentation"),
+    ],
+)
+def test_settings_of_adaptation_that_would_not_do_as_they_say_are_refused(changes, sentence):
+    config = dataclasses.replace(settings.Config(), adaptation=settings.Adaptation(**changes))
+    with pytest.raises(ValueError, match=sentence) as error:
+        check_training(config)
+    assert_a_reason(str(error.value))
+
+
+def test_clipping_every_gradient_to_nothing_is_refused():
+    config = dataclasses.replace(settings.Config(), optimizer=settings.Optimizer(clip=0.0))
+    with pytest.raises(ValueError, match="config.optimizer.clip is 0.0, .* give more than 0"):
+        check_training(config)
+
+
+PRIORS_OF_MIRRORED = [
+    ("cyclic4", {}, True),
+    ("cyclic4", {"name": "categorical", "probabilities": (0.6, 0.2, 0.0, 0.2)}, True),
+    ("cyclic4", {"name": "categorical", "probabilities": (0.6, 0.4, 0.0, 0.0)}, False),
+    ("dihedral4", {}, False),
+    ("dihedral4", {"name": "mirror"}, True),
+    ("dihedral4", {"name": "uniform"}, True),
+    ("so2", {}, True),
+    ("so2", {"name": "von_mises", "angle": 0.3}, False),
+    ("o2", {}, False),
+    ("o2", {"name": "mirror"}, True),
+    ("o2", {"name": "von_mises", "mirror": 0.3}, False),
+]
+
+
+@pytest.mark.parametrize(("group", "prior", "alike"), PRIORS_OF_MIRRORED)
+def test_images_are_mirrored_where_the_prior_says_the_same_of_them(group, prior, alike):
+    config = dataclasses.replace(
+        settings.Config(), group=group, prior=settings.Prior(**prior),
+        canonicalizer="steerable" if group in ANY_ANGLE else "group_conv",
+        augmentation=settings.Augmentation(mirror=True),
+    )  # fmt: skip
+    if alike:
+        check_training(config)
+        return
+    with pytest.raises(ValueError, match="config.augmentation.mirror mirrors half of") as error:
+        check_training(config)
     assert_a_reason(str(error.value))

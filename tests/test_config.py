@@ -10,6 +10,7 @@ import pytest
 from equiadapt_jax.training import build, objective
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training.build import build_model, build_prior, resolve, turns_inputs
+from equiadapt_jax.training.check import check_training
 from equiadapt_jax.training.explain import explain
 from tests.tiny_runs import ROOT, SHIPPED, VARIANTS, given_flags, shipped
 
@@ -31,7 +32,7 @@ def test_a_scorer_is_chosen_by_its_flag_alone(file, name, monkeypatch):
     config = resolve(
         given_flags(monkeypatch, f"--config={path}:tiny", f"--config.canonicalizer={name}", *mode)
     )
-    build.check_training(config)
+    check_training(config)
     model = build_model(config, 10)
     images = jnp.zeros((1, config.data.size, config.data.size, 3))
     like = jax.eval_shape(model.init, jax.random.key(0), images)

@@ -288,6 +288,10 @@ def test_a_folder_of_archives_equals_a_folder(tmp_path, named):
     pack(tmp_path / "images" / "backup.tar", tmp_path / "images" / "test")
     again = data.open_dataset("image_folder", root=tmp_path / "images", data_dir=tmp_path / "d")
     assert again.version == folder.version
+    (tmp_path / "elsewhere").mkdir()
+    archives = archives.rename(tmp_path / "elsewhere" / "archives")
+    moved = data.open_dataset("image_folder", root=archives, data_dir=tmp_path / "d")
+    assert moved.version == changed.version
     (archives / "test.tar").write_bytes((archives / "test.tar").read_bytes()[:700])
     with pytest.raises(ValueError, match=r"test\.tar cannot be read as a tar archive"):
         data.open_dataset("image_folder", root=archives, data_dir=tmp_path / "d")

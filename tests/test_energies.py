@@ -33,6 +33,21 @@ def test_energies_are_their_formulas(name, x64):
     np.testing.assert_allclose(energies.NAMED[name](jnp.asarray(LOGITS)), expected, rtol=1e-10)
 
 
+def test_classes_that_are_ruled_out_count_for_nothing():
+    logits = jnp.asarray([[0.0, 1.0, -jnp.inf], [2.0, -1.0, -jnp.inf]])
+    for name in ("confidence", "entropy", "logit_energy"):
+        expected = [by_hand(name, row) for row in np.asarray(logits)[:, :2]]
+        np.testing.assert_allclose(energies.NAMED[name](logits), expected, rtol=1e-5)
+
+
+def test_what_is_zero_has_a_finite_derivative():
+    norm = lambda maps: energies.feature_norm(jnp.zeros((2, 4)), (maps,)).sum()  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(norm)(jnp.zeros((2, 3, 3, 5))), 0)
+    slope = jax.jacobian(energies.unit)(jnp.zeros(3))
+    np.testing.assert_array_equal(slope, np.eye(3))
+    np.testing.assert_allclose(jnp.linalg.norm(energies.unit(jnp.full(3, 1e-8))), 1, rtol=1e-6)
+
+
 def test_the_odds_tell_what_saturated_probabilities_do_not():
     logits = jnp.asarray([[60.0, 0.0, 0.0], [50.0, 0.0, 0.0], [50.0, 50.0, 0.0]])
     assert (jax.nn.softmax(logits)[:2, 0] == 1).all()

@@ -188,6 +188,9 @@ def test_equal_scores_have_no_slope_to_follow():
     np.testing.assert_array_equal(refine(Cyclic(8), np.zeros(8, np.float32)), np.eye(2))
     slope = jax.jit(jax.grad(lambda s: refine(Cyclic(8), s).sum()))(np.zeros(8, np.float32))
     np.testing.assert_array_equal(slope, np.zeros(8))
+    almost = jnp.array([0.0, 1e-20, 0.0, 0.0])
+    slope = jax.grad(lambda s: refine(Cyclic(4), s)[0, 1])(almost)
+    assert np.isfinite(slope).all()
 
 
 def test_refined_poses_make_canonical_inputs():
@@ -388,6 +391,14 @@ def test_modes_are_elements_of_the_group():
         (lambda: priors.VonMises(-1.0), "kappa is -1.0: it must be at least 0"),
         (lambda: priors.VonMises(1.0, math.nan), "angle is nan: give radians"),
         (lambda: priors.VonMises(1.0, mirror=2.0), "mirror is 2.0: give a share"),
+        (
+            lambda: priors.Refined(Cyclic(8), priors.Identity()).loss(O(2), jnp.zeros((1, 8))),
+            "Scores over cyclic8 are none over o2: take dihedral8",
+        ),
+        (
+            lambda: priors.Refined(Dihedral(8), priors.Identity()).loss(SO(2), jnp.zeros((1, 16))),
+            "Scores over dihedral8 are none over so2: take cyclic8",
+        ),
         (lambda: priors.VonMises(1.0).loss(Cyclic(4), jnp.zeros(4)), "take Categorical"),
         (
             lambda: priors.VonMises(1.0, mirror=0.5).loss(SO(2), jnp.ones((1, 2))),
@@ -398,6 +409,11 @@ def test_modes_are_elements_of_the_group():
 def test_impossible_priors_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_other_priors_are_not_refined():
+    with pytest.raises(TypeError, match="is a Categorical: give Identity, Uniform or VonMises"):
+        priors.Refined(Cyclic(2), priors.Categorical((0.5, 0.5)))
 
 
 def test_what_is_not_a_number_is_not_taken_for_upright():

@@ -244,13 +244,24 @@ def test_low_precision_scores_are_close_to_those_in_float32():
         (Net(Cyclic(4), strides=(1, 2)), (1, 8, 8, 1), "Layer 1 .* choose a working size"),
         (Net(Cyclic(4), strides=(2, 1), size=8), (1, 9, 9, 1), "over 8 pixels with kernel 3"),
         (Net(Cyclic(4), grid=3), (1, 8, 8, 1), "pools 8 pixels to a grid of 3"),
-        (Net(Cyclic(4)), (8, 8, 1), r"takes images \(B, S, S, C\), got \(8, 8, 1\)"),
+        (Net(Cyclic(4)), (8, 8, 1), r"takes images \(B, H, W, C\), got \(8, 8, 1\)"),
         (Net(Cyclic(4)), (1, 8, 6, 1), "pad or crop them to a square"),
+        (Net(Cyclic(2)), (1, 8, 6, 1), r"shape \(1, 8, 6, 1\): give the working size"),
     ],
 )
 def test_what_would_not_be_exact_is_refused_with_a_sentence(net, shape, sentence):
     with pytest.raises(ValueError, match=sentence):
         jax.eval_shape(net.init, KEY, jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16), (16, 16)])
+@pytest.mark.parametrize("group", [Cyclic(2), Dihedral(1)], ids=str)
+def test_oblong_images_are_scored_at_a_working_size(group, shape):
+    net, x = Net(group, size=16), noise(2, *shape, 3)
+    params = net.init(KEY, x)
+    scores = np.asarray(net.apply(params, x))
+    turned = x[:, ::-1, ::-1] if group == Cyclic(2) else x[:, :, ::-1]
+    np.testing.assert_array_equal(net.apply(params, turned.copy()), scores[:, ::-1])
 
 
 def test_scorers_are_linen_modules():

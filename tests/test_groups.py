@@ -244,6 +244,24 @@ def test_unknown_names_are_refused(name):
         groups.from_name(name)
 
 
+@given(group_and_elements(2), st.integers(-3, 3))
+def test_integers_beyond_the_order_are_those_modulo_it(case, times):
+    group, g, h = case
+    beyond = g + times * group.order
+    for method in (group.inverse, group.steps, group.reflects):
+        np.testing.assert_array_equal(method(beyond), method(g))
+    np.testing.assert_array_equal(group.compose(beyond, h), group.compose(g, h))
+    np.testing.assert_array_equal(group.compose(h, beyond), group.compose(h, g))
+    for one, other in zip(group.split(beyond), group.split(g), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(group.matrix(beyond), group.matrix(g))
+
+
+def test_numpy_integers_are_integers():
+    assert Cyclic(np.int64(4)) == Cyclic(4)
+    assert type(Cyclic(np.int64(4)).n) is int
+
+
 @pytest.mark.parametrize("kind", [Cyclic, Dihedral])
 @pytest.mark.parametrize("n", [0, -4, 2.0, True, "4", None])
 def test_orders_that_do_not_exist_are_refused(kind, n):

@@ -18,7 +18,8 @@ from equiadapt_jax.evaluation.predictions import adapted_prediction, draws
 from equiadapt_jax.groups import Cyclic, Dihedral
 from equiadapt_jax.training import config as settings
 from equiadapt_jax.training import objective, run
-from equiadapt_jax.training.build import build_model, check_training, resolve, with_averaging
+from equiadapt_jax.training.build import build_model, resolve, with_averaging
+from equiadapt_jax.training.check import check_training
 from tests.tiny_runs import ROOT, shipped
 
 KEY = jax.random.key(0)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from equiadapt_jax import runs
 from equiadapt_jax.evaluation.upright import upright_evidence, wilson
 from equiadapt_jax.evaluation.wording import about_evidence
 from equiadapt_jax.groups import Cyclic, Dihedral
+from equiadapt_jax.priors import Uniform
 
 RNG = np.random.default_rng(0)
 
@@ -41,6 +43,13 @@ def test_without_a_preferred_pose_nothing_is_found(group):
     found = upright_evidence(images, group)
     assert found.low < found.chance < found.high
     assert "no better than chance" in about_evidence(found, "training")
+
+
+def test_a_uniform_prior_says_nothing_that_could_be_checked():
+    for group in (Cyclic(4), Dihedral(4), Dihedral(3)):
+        exact, modes = runs._exact_poses(group, Uniform())
+        assert upright_evidence(photographs(), exact, modes) is None
+        np.testing.assert_allclose(runs._probabilities(Uniform(), group), 1 / group.order)
 
 
 def test_in_between_no_more_is_said_than_is_known():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 from absl import flags
@@ -58,7 +59,4 @@ def leaves(tree):
 
 
 def assert_same(one, other):
-    one, other = leaves(one), leaves(other)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
+    chex.assert_trees_all_equal(one, other)

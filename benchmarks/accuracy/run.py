@@ -258,7 +258,8 @@ def main() -> None:
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(str(error))
     except subprocess.CalledProcessError as error:
-        sys.exit(f"The reference ended with {error.returncode}; what it said stands above.")
+        command = " ".join(map(str, error.cmd))
+        sys.exit(f"{command} ended with {error.returncode}; what it said stands above.")
     print(text, end="")
     if arguments.table:
         arguments.table.write_text(text)

@@ -54,6 +54,13 @@ def act_on_boxes(group: Group | MatrixGroup, g, boxes: jax.Array, size) -> jax.A
     """
     if boxes.ndim < 1 or boxes.shape[-1] != 4:
         raise ValueError(f"Boxes have shape (..., 4), x0, y0, x1, y1; got {boxes.shape}.")
+    _batch(group, g, boxes, 1)
+    sizes = np.shape(size)[:-1]
+    if boxes.shape[:-1][: len(sizes)] != sizes:
+        raise ValueError(
+            f"Sizes of shape {np.shape(size)} do not fit boxes of shape {boxes.shape}: give "
+            "(H, W), or one for each image of the leading axes."
+        )
     x0, y0, x1, y1 = jnp.moveaxis(boxes, -1, 0)
     corners = jnp.stack([x0, y0, x1, y0, x0, y1, x1, y1], -1).reshape(*boxes.shape[:-1], 4, 2)
     corners = _turn(group, g, corners, size, edges=True)

@@ -40,7 +40,7 @@ def rotate(
     Args:
       images: `(..., S, S, C)`, any float dtype, which is also that of the result.
       angle: radians, of shape `images.shape[:-3]` or a scalar. A quarter turn to within rounding of
-        the angle is exact.
+        the angle, in float32 or the images' wider dtype, is exact.
       pad: "edge" or "constant".
       fill: the value outside the image for `pad="constant"`, in the range of the images.
       interpolation: "linear" or "cubic", see the module.

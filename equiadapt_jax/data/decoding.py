@@ -56,7 +56,7 @@ def _decode_tiff(data: bytes) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
         if page.bitspersample not in (1, 8, 16, 32, 64):
-            raise ValueError(f"it has {page.bitspersample} bits per sample, not 1, 8, 16 or 32")
+            raise ValueError(f"it has {page.bitspersample} bits per sample, not 1, 8, 16, 32 or 64")
         # The file says itself whether its bands come last (YXS), first (SYX) or as pages.
         image, axes = file.series[0].asarray(), file.series[0].axes
         if len(axes) > 3 or not {"Y", "X"} <= set(axes):

@@ -109,14 +109,15 @@ def _refuse_unsafe(path: Path, member: tarfile.TarInfo) -> None:
 def fingerprint(root: str | os.PathLike) -> str:
     """Return 16 hexadecimal digits that change whenever an image is added, removed or modified.
 
-    A folder is known by the path, size and time of modification of every image, archives by
-    their own: cheap enough to compute at every start, so that no stale copy is ever used.
+    A folder is known by the path in it, size and time of modification of every image, archives by
+    their name, size and time, wherever they lie: cheap enough to compute at every start, so that
+    no stale copy is ever used.
     """
     path = Path(root).expanduser()
     if path.is_file():
-        facts = [(str(path.resolve()), path.stat())]
+        facts = [(path.name, path.stat())]
     elif path.is_dir() and (archives := split_archives(path)):
-        facts = [(str(archive.resolve()), archive.stat()) for archive in archives]
+        facts = [(archive.name, archive.stat()) for archive in archives]
     else:
         files = Files(path)
         facts = [(name, (path / name).stat()) for name in files.names if _is_image(name)]

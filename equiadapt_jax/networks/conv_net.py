@@ -14,8 +14,8 @@ class ConvNet(nn.Module):
     """Images `(N, S, S, C)` to vectors `(N, outputs)`, float32 or wider.
 
     Convolutions, averages over the cells of a grid (where in the image something is seen tells the
-    pose), and two dense layers. Every image is normalised by itself. Its options are those of
-    `GroupConvNet`, so that one may stand where the other does.
+    pose), and two dense layers. Every image is normalised by itself. Options mean what they do in
+    `GroupConvNet`, with other defaults.
 
     Attributes:
       outputs: length of the vectors.
@@ -48,7 +48,7 @@ class ConvNet(nn.Module):
                 f"{self.strides}: give one of each for every layer."
             )
         x = images
-        if self.size is not None and self.size != x.shape[1]:
+        if self.size is not None and (self.size, self.size) != x.shape[1:3]:
             x = jax.image.resize(x, (x.shape[0], self.size, self.size, x.shape[3]), "linear")
         for i, (features, kernel, stride) in enumerate(
             zip(self.features, self.kernels, self.strides, strict=True)

@@ -24,7 +24,7 @@ from equiadapt_jax.groups import Group, finite
 
 
 class GroupConvNet(nn.Module):
-    """Scores the poses of images: `(B, S, S, C)` to `(B, |G|)`, float32 or wider.
+    """Scores the poses of images: `(B, H, W, C)` to `(B, |G|)`, float32 or wider.
 
     A lifting convolution reads the image from every pose; group convolutions follow, each mixing a
     plane with those that exact transformations relate to it; planes are pooled to a coarse grid,
@@ -36,7 +36,8 @@ class GroupConvNet(nn.Module):
       kernels: their kernel sizes.
       strides: their strides. Layers pad by p = (k − 1) // 2; quarter turns commute with a stride s
         over S pixels only where it divides S + 2p − k, which is refused otherwise.
-      size: working size in pixels, to which every pose of the image is resized; None: the input's.
+      size: working size in pixels, to which every pose of the image is resized, squares or not;
+        None: the input's, a square.
       grid: side of the grid to which planes are pooled.
       hidden: width of the scoring layer.
       dtype: compute dtype; None takes that of inputs and parameters. Scores are at least float32.
@@ -57,16 +58,21 @@ class GroupConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Scores `(B, |G|)` for images `(B, S, S, C)`."""
+        """Scores `(B, |G|)` for images `(B, H, W, C)`."""
         finite(self.group, "GroupConvNet")
         if images.ndim != 4:
-            raise ValueError(f"GroupConvNet takes images (B, S, S, C), got {images.shape}.")
+            raise ValueError(f"GroupConvNet takes images (B, H, W, C), got {images.shape}.")
         if not len(self.features) == len(self.kernels) == len(self.strides) > 0:
             raise ValueError(
                 f"GroupConvNet has features {self.features}, kernels {self.kernels} and strides "
                 f"{self.strides}: give one of each for every layer."
             )
         planes = _poses(self.group, images, self.size, self.pad, self.fill)
+        if planes.shape[2] != planes.shape[3]:
+            raise ValueError(
+                f"GroupConvNet sees squares, and the images have shape {images.shape}: give the "
+                "working size to which they are resized."
+            )
         for i, (features, kernel, stride) in enumerate(
             zip(self.features, self.kernels, self.strides, strict=True)
         ):
@@ -127,7 +133,7 @@ def _poses(group, images, size, pad, fill):
     """
     remainder, exact = group.split(group.inverse(np.arange(group.order)))
     turned = {int(q): image_actions.act(group, int(q), images) for q in group.lattice}
-    if size is not None and size != images.shape[1]:
+    if size is not None and (size, size) != images.shape[1:3]:
         shape = (images.shape[0], size, size, images.shape[3])
         turned = {q: jax.image.resize(x, shape, "linear") for q, x in turned.items()}
     planes = [

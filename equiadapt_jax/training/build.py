@@ -16,10 +16,10 @@ from equiadapt_jax.actions.images import INTERPOLATIONS, PADS
 from equiadapt_jax.adaptation import METHODS, Adapted, adapt, seen_poses
 from equiadapt_jax.interface import from_function, from_linen
 from equiadapt_jax.orbit_scoring import REFERENCES, orbit_scorer
-from equiadapt_jax.training.config import NAMED_BY, Config, Prior, Scorer, network_name
+from equiadapt_jax.training.config import NAMED_BY, Config, Prior, network_name
 
 # Networks that see every pose as an image of its own; and energies, which have no network.
-_ENERGIES = {
+ENERGIES = {
     "energy": networks.ConvNet,
     "energy_resnet": predictors.ResNet,
     "energy_vit": predictors.ViT,
@@ -28,7 +28,7 @@ _SCORERS = {
     "group_conv": networks.GroupConvNet,
     "features": networks.FeatureScorer,
     "steerable": networks.SteerableNet,
-    **_ENERGIES,
+    **ENERGIES,
     **energies.NAMED,
 }
 _PREDICTORS = {"vit": predictors.ViT, "resnet": predictors.ResNet}
@@ -43,18 +43,27 @@ BASELINES = ("vanilla", "augmentation")  # the predictor alone
 MODES = ("joint", "frozen", "prior", *BASELINES)
 
 
+def check_names(config: Config) -> None:
+    """Refuse a name that stands for nothing; ValueError."""
+    settings = config.adaptation
+    choose("dtype", config.dtype, tuple(_DTYPES))
+    choose("mask", config.mask, ("none", "disk"))
+    choose("adaptation.mode", settings.mode, MODES)
+    choose("adaptation.method", settings.method, METHODS)
+    choose("adaptation.pad", settings.pad, PADS)
+    choose("adaptation.interpolation", settings.interpolation, INTERPOLATIONS)
+    turns_inputs(config)
+
+
 def build_model(config: Config, classes: int) -> Adapted:
     """The model of a run for so many classes; ValueError for a setting that does not exist.
 
     A baseline is the predictor behind the trivial group, which leaves images as they are.
     """
     group = group_of(config)
-    dtype = _choose("dtype", config.dtype, _DTYPES)
-    mode = _choose("adaptation.mode", config.adaptation.mode, MODES)
-    mask = _choose("mask", config.mask, {"none": None, "disk": "disk"})
-    _choose("adaptation.method", config.adaptation.method, METHODS)
-    _choose("adaptation.pad", config.adaptation.pad, PADS)
-    _choose("adaptation.interpolation", config.adaptation.interpolation, INTERPOLATIONS)
+    check_names(config)
+    mode, mask = config.adaptation.mode, None if config.mask == "none" else config.mask
+    dtype = _DTYPES[config.dtype]
     scorer, features = _scorer(config, group, dtype)
     predictor = _make(
         "predictor", _network("predictor", config.predictor.name), (classes,),
@@ -85,7 +94,7 @@ def build_model(config: Config, classes: int) -> Adapted:
         chunk=_chunk(config, group),
         **_averaging(config.averaging, group),
         mask=mask,
-        refine=_refined(config),
+        refine=refined(config),
     )
 
 
@@ -120,7 +129,7 @@ def evaluation_group(config: Config) -> groups.Group:
     return turning(group_of(config))
 
 
-def _refined(config):
+def refined(config):
     """The group whose scores are refined, or None."""
     name, group = config.scorer.refine, group_of(config)
     if not name:
@@ -135,7 +144,7 @@ def _refined(config):
 
 def _scored(config):
     """What the scorer gives poses of: the group, or that whose scores are refined."""
-    return _refined(config) or group_of(config)
+    return refined(config) or group_of(config)
 
 
 def _scorer(config, group, dtype):
@@ -150,7 +159,7 @@ def _scorer(config, group, dtype):
     group = _scored(config)
     pad = adaptation.pad if config.mask == "none" else "constant"  # beyond the disk all is `fill`
     sampling = {"pad": pad, "fill": adaptation.fill}
-    if name in _ENERGIES:
+    if name in ENERGIES:
         width = settings.embedding if settings.reference != "none" else 1
         options = settings.options or _SMALL.get(name, {})
         network = from_linen(_make("scorer", cls, (width,), options, dtype=dtype))
@@ -170,7 +179,7 @@ def _check_scorer(config):
     """Refuse settings that say something of another canonicalizer than the one named."""
     settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
     free = name in energies.NAMED
-    _choose("scorer.reference", settings.reference, REFERENCES)
+    choose("scorer.reference", settings.reference, REFERENCES)
     if settings.embedding < 1:
         raise ValueError(f"config.scorer.embedding is {settings.embedding}: give 1 or more.")
     _check_group(config)
@@ -191,11 +200,11 @@ def _check_scorer(config):
             f"trained: only {', '.join(energies.NAMED)} have a margin."
         )
     for term in ("contrastive_weight", "artefact_weight"):
-        embeds = name in _ENERGIES and settings.reference != "none"
+        embeds = name in ENERGIES and settings.reference != "none"
         if getattr(adaptation, term) and not embeds:
             raise ValueError(
                 f"config.adaptation.{term} needs embeddings of the poses: choose "
-                f"config.canonicalizer of {', '.join(_ENERGIES)}, with a reference learned or "
+                f"config.canonicalizer of {', '.join(ENERGIES)}, with a reference learned or "
                 "fixed."
             )
 
@@ -203,7 +212,7 @@ def _check_scorer(config):
 def _check_group(config):
     """Refuse what needs the elements of a group counted where they are not, and the reverse."""
     name, group = config.canonicalizer, group_of(config)
-    steers, refined = name == "steerable", _refined(config) is not None
+    steers, between = name == "steerable", refined(config) is not None
     if not isinstance(group, groups.MatrixGroup):
         if steers:
             raise ValueError(
@@ -211,7 +220,7 @@ def _check_group(config):
                 f"is {group}: choose group_conv."
             )
         return
-    if steers == refined or name in ("features", *energies.NAMED):
+    if steers == between or name in ("features", *energies.NAMED):
         raise ValueError(
             f"config.group={group} takes config.canonicalizer=steerable, or group_conv, energy, "
             "energy_resnet or energy_vit with config.scorer.refine, the group whose scores are "
@@ -228,97 +237,6 @@ def _check_group(config):
     for setting, given in counted.items():
         if given:
             groups.finite(group, f"config.{setting}, of weights over all poses,")
-
-
-def check_training(config: Config) -> None:
-    """Refuse settings with which a run would not be trained as they say; ValueError.
-
-    A run that is there is evaluated all the same, with another averaging too.
-    """
-    settings, adaptation, name = config.scorer, config.adaptation, config.canonicalizer
-    _check_prior(config)
-    if adaptation.mode in BASELINES:
-        return
-    if isinstance(group_of(config), groups.MatrixGroup):
-        _check_any_angle(config)
-    for setting in ("reference", "embedding"):
-        value, default = getattr(settings, setting), getattr(Scorer(), setting)
-        if value != default and name not in _ENERGIES:
-            raise ValueError(
-                f"config.scorer.{setting} is {value!r}, and the canonicalizer {name} has none: "
-                f"only {', '.join(_ENERGIES)} have one."
-            )
-    for term in ("contrastive_weight", "artefact_weight"):
-        if getattr(adaptation, term) < 0:
-            raise ValueError(
-                f"config.adaptation.{term} is {getattr(adaptation, term)}: give 0 or more."
-            )
-    if adaptation.method == "predictions":
-        if config.averaging == "single":
-            raise ValueError(
-                "config.adaptation.method=predictions trains weights of the predictions for all "
-                "poses, of which config.averaging=single would use one: choose "
-                "config.averaging=weighted."
-            )
-        if adaptation.temperature_end:
-            raise ValueError(
-                "config.adaptation.method=predictions uses the weights that it trains, of one "
-                "temperature: leave config.adaptation.temperature_end at 0."
-            )
-    if name in energies.NAMED:
-        _check_free(config)
-
-
-def _check_prior(config):
-    """Refuse a prior that is none over the group, and settings that the one named does not have."""
-    settings, group = config.prior, group_of(config)
-    build_prior(settings, group, _refined(config))
-    if settings.name == "uniform" and config.adaptation.mode == "prior":
-        raise ValueError(
-            "config.prior.name=uniform prefers no pose, and config.adaptation.mode=prior trains by "
-            "the prior alone: choose another prior, or config.adaptation.mode=frozen."
-        )
-    if isinstance(group, groups.MatrixGroup):
-        return
-    none = ("probabilities", "kl_weight", "per_sample")
-    without = {"identity": none, "uniform": none, "mirror": ("probabilities",)}
-    for setting in without.get(settings.name, ()):
-        value = getattr(settings, setting)
-        if value != getattr(Prior(), setting):
-            raise ValueError(
-                f"config.prior.{setting} is {value!r}, and the prior {settings.name} has none: "
-                "choose config.prior.name=categorical."
-            )
-
-
-def _check_any_angle(config):
-    """Refuse what is trained with probabilities of all poses where there are none."""
-    settings, adaptation, group = config.prior, config.adaptation, group_of(config)
-    if adaptation.temperature_end:
-        groups.finite(group, "config.adaptation.temperature_end, of weights over all poses,")
-    if adaptation.confidence_penalty and config.canonicalizer == "steerable":
-        raise ValueError(
-            f"config.adaptation.confidence_penalty is {adaptation.confidence_penalty}, and vectors "
-            "have no probabilities to be sure of: leave it out, or choose config.scorer.refine."
-        )
-    if settings.kl_weight or settings.per_sample or settings.probabilities:
-        groups.finite(group, "config.prior.probabilities, kl_weight or per_sample")
-
-
-def _check_free(config):
-    """Refuse what would train a scorer that has nothing to train."""
-    adaptation = config.adaptation
-    useless = {
-        "prior.name=estimated": config.prior.name == "estimated",
-        "adaptation.confidence_penalty": adaptation.confidence_penalty != 0,
-        "adaptation.temperature_end": adaptation.temperature_end != 0,
-    }
-    for setting, given in useless.items():
-        if given:
-            raise ValueError(
-                f"config.{setting} is for scorers that are trained, and config.canonicalizer="
-                f"{config.canonicalizer} is not: leave it out."
-            )
 
 
 def trains_nothing(config: Config) -> bool:
@@ -428,7 +346,7 @@ def build_prior(
         prior = _prior_of_angles(settings, group)
         return prior if refine is None else priors.Refined(refine, prior)
     known = ("identity", "mirror", "uniform", "categorical", "estimated")
-    name = _choose("prior.name", settings.name, known)
+    name = choose("prior.name", settings.name, known)
     if name == "categorical" or (name == "estimated" and settings.probabilities):
         return _over(
             group, priors.Categorical, settings.probabilities, settings.kl_weight,
@@ -456,7 +374,7 @@ def _over(group, kind, *arguments):
 def _prior_of_angles(settings, group):
     if settings.name in ("categorical", "estimated"):
         groups.finite(group, f"config.prior.name={settings.name}")
-    name = _choose("prior.name", settings.name, ("identity", "mirror", "von_mises", "uniform"))
+    name = choose("prior.name", settings.name, ("identity", "mirror", "von_mises", "uniform"))
     if name == "von_mises":
         return _over(group, priors.VonMises, settings.kappa, settings.angle, settings.mirror)
     if name == "mirror" and isinstance(group, groups.O):
@@ -469,10 +387,10 @@ def turns_inputs(config: Config) -> bool:
     choice = config.adaptation.turn_inputs
     exact = getattr(group_of(config), "n", None) in (1, 2, 4)
     always = {"yes": True, "no": False, "auto": not exact}
-    return _choose("adaptation.turn_inputs", choice, always)
+    return choose("adaptation.turn_inputs", choice, always)
 
 
-def _choose(field, name, choices):
+def choose(field, name, choices):
     """What a name stands for, or where there are only names the name itself."""
     if name not in choices:
         raise ValueError(f"config.{field} is {name!r}: choose one of {', '.join(choices)}.")
@@ -480,7 +398,7 @@ def _choose(field, name, choices):
 
 
 def _network(role, name):
-    return _choose(NAMED_BY[role], name, {"scorer": _SCORERS, "predictor": _PREDICTORS}[role])
+    return choose(NAMED_BY[role], name, {"scorer": _SCORERS, "predictor": _PREDICTORS}[role])
 
 
 def default_options(role: str, name: str) -> dict[str, Any]:

@@ -31,6 +31,12 @@ from equiadapt_jax.training.digests import DamagedCheckpoint
 from equiadapt_jax.training.step import TrainState
 
 
+def finished_steps(directory: Path) -> list[int]:
+    """The steps whose checkpoints were finished in a directory, if it is there, ascending."""
+    names = (p.name for p in directory.glob("*") if p.is_dir() and p.name.isdecimal())
+    return sorted(int(name) for name in names if name == str(int(name)))
+
+
 class Checkpoints:
     """The checkpoints of one run; the best has the highest figure `best_by`.
 
@@ -58,8 +64,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps there are, ascending, damaged or not."""
-        names = (p.name for p in self.directory.iterdir() if p.is_dir() and p.name.isdecimal())
-        return sorted(int(name) for name in names if name == str(int(name)))
+        return finished_steps(self.directory)
 
     def figures(self, step: int) -> dict[str, float]:
         """The figures saved with a step, "best_by" among them if it was validated.

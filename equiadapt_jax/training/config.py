@@ -324,7 +324,7 @@ def _freeze(value):
     return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
 
 
-# Images and weights are known by their content, not by their place.
+# Images are known by their names, sizes and times, weights by content: neither by their place.
 _WITHOUT_EFFECT = (
     "name", "data.root", "data.data_dir", "adaptation.start", "predictor.weights",
     "pretrain.directory", "chunk", "evaluation_group", "logging.every", "logging.tensorboard",

@@ -27,12 +27,12 @@ from equiadapt_jax.data.turned import RelabelledSource
 from equiadapt_jax.evaluation import GroupTurns, figures, make_evaluator
 from equiadapt_jax.evaluation.predictions import adapted_prediction, vanilla_prediction
 from equiadapt_jax.groups import Cyclic
+from equiadapt_jax.priors import Uniform
 from equiadapt_jax.training import cache, objective, poses
 from equiadapt_jax.training.build import (
     BASELINES,
     build_model,
     build_prior,
-    check_training,
     evaluation_group,
     group_of,
     resolve,
@@ -40,6 +40,7 @@ from equiadapt_jax.training.build import (
     turning,
     turns_inputs,
 )
+from equiadapt_jax.training.check import check_training
 from equiadapt_jax.training.checkpoints import Checkpoints
 from equiadapt_jax.training.config import Augmentation, Config, fingerprint
 from equiadapt_jax.training.digests import DamagedCheckpoint
@@ -85,12 +86,16 @@ def train(
 
     Raises:
       ValueError, TypeError, FileNotFoundError: settings, data, weights or a workdir that cannot be
-        used; found before anything is written, removed or trained.
+        used; found before anything is trained or removed, or written but the prepared copy of the
+        images.
       FloatingPointError: training diverged.
       OSError: a file could not be written.
       Stopped: `stop` asked for it.
     """
     workdir = Path(workdir)
+    if resume and overwrite:
+        raise ValueError("--resume continues a run and --overwrite removes it: give one of both.")
+    check_training(config)
     dataset = open_dataset(config.data.name, root=config.data.root, data_dir=config.data.data_dir)
     shape = _check(config, dataset)
     config, weights = read_weights(config, len(dataset.classes), shape)
@@ -124,10 +129,9 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
             f"{jax.process_count()} processes were started: train with one, which uses all the "
             "devices that it sees."
         )
-    batch_sizes = {
-        "pretrain.batch_size": config.pretrain.batch_size,
-        "adaptation.batch_size": config.adaptation.batch_size,
-    }
+    batch_sizes = {"adaptation.batch_size": config.adaptation.batch_size}
+    if config.pretrain.steps:
+        batch_sizes["pretrain.batch_size"] = config.pretrain.batch_size
     counts = {
         "logging.every": config.logging.every,
         "logging.evaluate_every": config.logging.evaluate_every,
@@ -153,13 +157,17 @@ def _check(config: Config, dataset: Dataset) -> tuple[int, ...]:
                 f"config.{name} is {size}: with {images} images in {config.data.train!r} and "
                 f"{devices} device(s), choose a multiple of {devices} of at most {images}."
             )
-    return next(_evaluation(config, dataset, config.data.train))["image"].shape[1:]
+    first = next(_evaluation(config, dataset, config.data.train))
+    if (first["label"] < 0).any() and (config.adaptation.mode != "prior" or config.pretrain.steps):
+        raise ValueError(
+            f"The split {config.data.train!r} of {dataset.name} has images without labels: train "
+            "with config.adaptation.mode=prior and config.pretrain.steps=0, or on another split."
+        )
+    return first["image"].shape[1:]
 
 
 def _check_model(config: Config, model: Adapted, shape: tuple[int, ...]) -> None:
     """Raise for what does not go together, as training would."""
-    turns_inputs(config)
-    check_training(config)
     _weighing(config)
 
     def everything(key, images):
@@ -467,7 +475,7 @@ def _on_features(run: _Run, params, state) -> dict[str, Any]:
             found["random_accuracy" if turned else "group_accuracy"] = accuracy
         # By the pose, because the predictor was often trained on the very images held out here;
         # but where all poses are as likely, none is wrong.
-        all_right = labels and len(modes) == model.group.order
+        all_right = labels and (isinstance(prior, Uniform) or len(modes) == model.group.order)
         return {**found, "best_by": accuracy if all_right else pose}
 
     return {

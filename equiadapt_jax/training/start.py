@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from equiadapt_jax.adaptation import Adapted
 from equiadapt_jax.training.build import BASELINES
-from equiadapt_jax.training.checkpoints import Checkpoints
+from equiadapt_jax.training.checkpoints import Checkpoints, finished_steps
 from equiadapt_jax.training.config import Config
 from equiadapt_jax.training.digests import of_leaves
 from equiadapt_jax.training.workdir import read_config, read_fingerprint
@@ -41,7 +41,7 @@ def read_start(
                 "config.adaptation.start_mark is set by the program: give config.adaptation.start."
             )
         return config, None
-    if resume and any((workdir / "checkpoints").glob("[0-9]*")):
+    if resume and finished_steps(workdir / "checkpoints"):
         return _marked(config, read_config(workdir)[0].adaptation.start_mark), None
     place = Path(config.adaptation.start).expanduser()
     if config.adaptation.mode in BASELINES:

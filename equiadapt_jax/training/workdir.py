@@ -87,8 +87,6 @@ def open_workdir(
     Returns the fingerprint that the run's checkpoints carry. Warns where a run is continued with
     other versions or on another device.
     """
-    if resume and overwrite:
-        raise ValueError("--resume continues a run and --overwrite removes it: give one of both.")
     present = [name for name in _PARTS if (workdir / name).exists()]
     if overwrite:
         for path in workdir.glob(_EVALUATIONS):
