@@ -14,7 +14,7 @@ from pathlib import Path
 
 FOLDER = Path("runs/reference-env")
 PACKAGES = (
-    "torch==2.13.0", "numpy==2.2.6", "scipy==1.17.1", "pillow==13.0.0", "safetensors==0.8.0",
+    "torch==2.13.0", "numpy==1.26.4", "scipy==1.17.1", "pillow==13.0.0", "safetensors==0.8.0",
     "omegaconf==2.3.1", "kornia_rs==0.2.0",
 )  # fmt: skip
 # What they ask for would replace torch, or is not needed here.
