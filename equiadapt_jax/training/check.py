@@ -39,6 +39,7 @@ def check_training(config: Config) -> None:
         return
     if isinstance(group_of(config), groups.MatrixGroup):
         _check_any_angle(config)
+    _check_weights(config)
     _check_mirrored(config)
     _check_of_others(config)
     _check_averaging(config)
@@ -49,11 +50,6 @@ def check_training(config: Config) -> None:
 def _check_ranges(config):
     """Refuse numbers that are none of their kind."""
     adaptation, clip = config.adaptation, config.optimizer.clip
-    for name in ("prior_weight", "contrastive_weight", "artefact_weight"):
-        if not getattr(adaptation, name) >= 0:
-            raise ValueError(
-                f"config.adaptation.{name} is {getattr(adaptation, name)}: give 0 or more."
-            )
     if not 0 <= adaptation.fill <= 1:
         raise ValueError(
             f"config.adaptation.fill is {adaptation.fill}: give a value from 0 to 1, as in images."
@@ -93,6 +89,14 @@ def _check_baseline(config):
             "config.adaptation.turn_inputs=yes turns images, and config.adaptation.mode=vanilla "
             "trains on upright ones: choose config.adaptation.mode=augmentation."
         )
+
+
+def _check_weights(config):
+    """Refuse to reward what a term of the objective is there to avoid."""
+    for name in ("prior_weight", "contrastive_weight", "artefact_weight"):
+        weight = getattr(config.adaptation, name)
+        if not weight >= 0:
+            raise ValueError(f"config.adaptation.{name} is {weight}: give 0 or more.")
 
 
 def _check_mirrored(config):
