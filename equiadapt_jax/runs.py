@@ -34,6 +34,7 @@ from equiadapt_jax.training.build import (
     build_prior,
     evaluation_group,
     group_of,
+    probabilities,
     with_averaging,
 )
 from equiadapt_jax.training.checkpoints import Checkpoints
@@ -375,9 +376,7 @@ def _probabilities(prior, group):
     """Of the elements; for SO(2) and O(2) of those that `orbits.binned` counts."""
     if isinstance(group, MatrixGroup):
         return _binned(prior, group.subgroup(BINS))
-    if isinstance(prior, Uniform):
-        return np.full(group.order, 1 / group.order)
-    return np.asarray(getattr(prior, "probabilities", np.eye(group.order)[0]))
+    return probabilities(prior, group)
 
 
 def _binned(prior, bins):

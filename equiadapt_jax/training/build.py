@@ -361,6 +361,13 @@ def build_prior(
     return priors.Uniform() if name == "uniform" else priors.Identity()
 
 
+def probabilities(prior, group: groups.Group) -> np.ndarray:
+    """Those of a prior over a finite group, one for each element."""
+    if isinstance(prior, priors.Uniform):
+        return np.full(group.order, 1 / group.order)
+    return np.asarray(getattr(prior, "probabilities", np.eye(group.order)[0]))
+
+
 def _over(group, kind, *arguments):
     """A distribution over the group, if it is one."""
     try:

@@ -10,6 +10,7 @@ from equiadapt_jax.training.build import (
     check_names,
     choose,
     group_of,
+    probabilities,
     refined,
 )
 from equiadapt_jax.training.config import Adaptation, Config, Prior, Scorer
@@ -113,11 +114,10 @@ def _check_mirrored(config):
         mirror, angle = getattr(prior, "mirror", 0.0), getattr(prior, "angle", 0.0)
         alike = angle == 0 and (mirror == 0.5 or isinstance(group, groups.SO))
     else:
-        probabilities = np.asarray(getattr(prior, "probabilities", np.eye(group.order)[0]))
-        elements = np.arange(group.order)
+        shares, elements = probabilities(prior, group), np.arange(group.order)
         reflects = group.order > group.n
         others = group.compose(group.n, elements) if reflects else group.inverse(elements)
-        alike = np.allclose(probabilities, probabilities[others])
+        alike = np.allclose(shares, shares[others])
     if not alike:
         reflects = isinstance(group, groups.O | groups.Dihedral)
         way = "choose config.prior.name=mirror" if reflects else "choose another prior"
