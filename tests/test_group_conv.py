@@ -72,6 +72,10 @@ CASES = {
     "C6, six images": (
         Net(Cyclic(6), features=(8, 16, 16), kernels=(4, 3, 3), strides=(2, 1, 1), grid=4), 64, 6),
     "C4, bfloat16": (Net(Cyclic(4), dtype=jnp.bfloat16), 8, 2),
+    "C4, halved": (Net(Cyclic(4), size=8), 16, 2),
+    "D4, halved and made smaller": (Net(Dihedral(4), size=6), 26, 3),
+    "C8, halved twice": (Net(Cyclic(8), size=8), 32, 5),
+    "D4, bfloat16 and halved": (Net(Dihedral(4), size=8, dtype=jnp.bfloat16), 16, 2),
     "D4, bfloat16 and made smaller": (Net(Dihedral(4), size=6, dtype=jnp.bfloat16), 9, 2),
 }  # fmt: skip
 
@@ -193,6 +197,20 @@ def test_each_working_frame_is_resized_like_the_image():
     resized = jax.image.resize(x, (2, 6, 6, 1), "linear")
     apply = jax.jit(lambda x: net.apply({"params": params}, x))
     np.testing.assert_allclose(apply(x), apply(resized), atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "halvings"), [((28, 28), 2), ((26, 26), 1), ((30, 12), 1)])
+def test_large_images_are_means_of_pixels_before_they_are_resized(shape, halvings):
+    net = Net(Cyclic(1), size=6)
+    x = noise(2, *shape, 2)
+    params = parameters(net, x)
+    smaller = x
+    for _ in range(halvings):
+        height, width = smaller.shape[1:3]
+        smaller = smaller.reshape(2, height // 2, 2, width // 2, 2, 2).mean((2, 4))
+    smaller = jax.image.resize(smaller, (2, 6, 6, 2), "linear")
+    apply = jax.jit(lambda x: net.apply({"params": params}, x))
+    np.testing.assert_allclose(apply(x), apply(smaller), atol=1e-5)
 
 
 # ---- parameters, precision, refusals ----

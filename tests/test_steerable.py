@@ -116,6 +116,7 @@ CASES = {
     "so2, as many as in training": (SteerableNet(SO(2)), 24, 64),
     "o2": (Net(O(2)), 12, 2),
     "o2, seven": (Net(O(2), layers=((3, 5, 2), (2, 3, 1))), 15, 7),
+    "o2, halved": (Net(O(2), size=8), 16, 2),
     "o2, made smaller": (Net(O(2), size=8), 11, 2),
 }
 

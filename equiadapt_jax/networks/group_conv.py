@@ -21,6 +21,7 @@ import numpy as np
 
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import Group, finite
+from equiadapt_jax.networks.turned_copies import turned_copies
 
 
 class GroupConvNet(nn.Module):
@@ -128,14 +129,11 @@ def row_by_row(x, kernel, *_, **__):
 def _poses(group, images, size, pad, fill):
     """g⁻¹·x for all g, `(B, |G|, S, S, C)`, at the working size.
 
-    The exact part acts at full size and every result is resized in its own frame, because resizing
-    a turned image and turning a resized one differ by rounding; the rest is interpolated after it.
+    The exact part acts first, then the rest is interpolated.
     """
     remainder, exact = group.split(group.inverse(np.arange(group.order)))
-    turned = {int(q): image_actions.act(group, int(q), images) for q in group.lattice}
-    if size is not None and (size, size) != images.shape[1:3]:
-        shape = (images.shape[0], size, size, images.shape[3])
-        turned = {q: jax.image.resize(x, shape, "linear") for q, x in turned.items()}
+    copies = turned_copies(group, group.lattice, images, size)
+    turned = dict(zip(map(int, group.lattice), copies, strict=True))
     planes = [
         image_actions.act(group, int(r), turned[int(q)], pad=pad, fill=fill)
         for r, q in zip(remainder, exact, strict=True)

@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import SO, MatrixGroup
+from equiadapt_jax.networks.turned_copies import turned_copies
 
 ORDERS = (0, 1, 2)
 _EXACT = jax.lax.Precision.HIGHEST
@@ -89,7 +89,9 @@ class SteerableNet(nn.Module):
                 fields = self._layer(i, fields, filters[i], biases[i])
             return self._vectors(self._pool(fields, pool), hidden, weigh)
 
-        found = [vectors(copy) for copy in _copies(self.group, images, self.size)]
+        lattice = self.group.subgroup(4)
+        inverses = map(lattice.inverse, range(lattice.order))
+        found = [vectors(x) for x in turned_copies(lattice, inverses, images, self.size)]
         return _carried_back(self.group, jnp.stack(found))
 
     def _filters(self, i, kernel, into, channels):
@@ -205,16 +207,6 @@ def _rings(fields, count):
         for n in ORDERS
     ]
     return jnp.stack([jnp.stack(row, 1) for row in made], 1)
-
-
-def _copies(group, images, size):
-    """q⁻¹·x for the exact q, each `(B, S, S, C)`, resized in its own frame."""
-    lattice = group.subgroup(4)
-    copies = [image_actions.act(lattice, lattice.inverse(q), images) for q in range(lattice.order)]
-    if size is not None and size != images.shape[1]:
-        shape = (images.shape[0], size, size, images.shape[3])
-        copies = [jax.image.resize(x, shape, "linear") for x in copies]
-    return copies
 
 
 def _carried_back(group, vectors):
