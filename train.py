@@ -47,7 +47,8 @@ def main() -> None:
     )
     metrics, table = runs.evaluate(workdir)
     runs.write_metrics(f"{workdir}/metrics.json", {**metrics, **trained})
-    print(f"\n{table}\n\nLeft in {workdir}: metrics.json, metrics.jsonl, checkpoints.")
+    left = sorted(path.name for path in Path(workdir).iterdir() if path.name[0] != ".")
+    print(f"\n{table}\n\nLeft in {workdir}: {', '.join(left)}.")
     print(f"Next: {shlex.join(['python', 'eval.py', f'--workdir={workdir}'])}")
 
 

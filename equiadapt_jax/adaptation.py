@@ -250,6 +250,11 @@ class Adapted:
 
     def _squares(self, images):
         """Images in the centre of squares, where they are not and the group or mask asks for it."""
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise TypeError(
+                f"Images of dtype {images.dtype} are not the floats in [0, 1] that this takes: "
+                "divide 8-bit ones by 255."
+            )
         if self._any_shape:
             return images
         return squares.from_images(images, pad=self.pad, fill=self.fill)

@@ -291,7 +291,7 @@ def finite(group: Group | MatrixGroup, what: str) -> Group:
 def _not_finite(group, what):
     return (
         f"{what} needs a finite group, and {group} has infinitely many elements: take one such as "
-        f"{group._circle.__name__}(16)."
+        f"{group.subgroup(16)}."
     )
 
 

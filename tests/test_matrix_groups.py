@@ -161,8 +161,8 @@ def test_other_dimensions_are_refused(kind, d):
 )
 @pytest.mark.parametrize("group", GROUPS, ids=str)
 def test_what_counts_elements_says_which_group_to_take(ask, group):
-    finite = "Cyclic" if group == SO(2) else "Dihedral"
-    with pytest.raises(ValueError, match=rf"needs a finite group, and {group} .*{finite}\(16\)\."):
+    finite = "cyclic16" if group == SO(2) else "dihedral16"
+    with pytest.raises(ValueError, match=rf"needs a finite group, and {group} .*{finite}\."):
         ask(group)
 
 

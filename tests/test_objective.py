@@ -205,8 +205,10 @@ def test_a_step_is_made_at_its_own_temperature():
             model, ea.priors.Identity(), prior_weight=1.0, augmentation=Augmentation(),
             turn_inputs=False, temperature=scheduled,
         )  # fmt: skip
-        step = jax.jit(jax.grad(loss, has_aux=True))(params, state, batch, jax.random.key(0), step)
-        return step[0]["scorer"]["w"]
+        derivative = jax.jit(jax.grad(loss, has_aux=True))
+        by, (_, figures) = derivative(params, state, batch, jax.random.key(0), step)
+        assert figures.get("temperature") == (None if scheduled is None else scheduled(step))
+        return by["scorer"]["w"]
 
     for step in (0, 3):
         fixed = gradient(float(schedule(step)), None, step)

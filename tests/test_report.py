@@ -425,6 +425,16 @@ def test_the_verdict_of_a_model_that_is_not_invariant():
     assert "exact element of its group 3.3\N{NO-BREAK SPACE}% of its predictions change" in text
 
 
+@pytest.mark.parametrize(("right", "warned"), [(36, True), (90, False)])
+def test_a_model_that_guesses_is_not_praised(right, warned):
+    turned = findings(C4, C4, images=100)
+    told = np.zeros((100, 4), bool)
+    told[:right] = True
+    for model in ("vanilla", "adapted"):
+        turned = with_predictions(turned, model, told)
+    assert ("hardly better than guessing" in wording.verdict(turned, C4)) == warned
+
+
 @pytest.mark.parametrize(
     ("upright", "turned", "answer"),
     [

@@ -58,6 +58,8 @@ def test_in_between_no_more_is_said_than_is_known():
     sentence = about_evidence(found, "training")
     assert "how clearly such a classifier cannot say" in sentence
     assert "of 200 training images" in sentence
+    assert "as --config.prior.name=estimated would find" in sentence
+    assert "would find" not in about_evidence(found, "training", "estimated")
 
 
 def test_images_that_look_alike_in_all_poses_share_the_pick():

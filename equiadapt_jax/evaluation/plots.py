@@ -73,7 +73,7 @@ def pose_histogram(path: Path, found: np.ndarray, poses: Sequence[str]) -> None:
     axes.set_xticks(place, map(displayed_turn, poses), rotation=90 if len(poses) > 8 else 0)
     axes.set_xlabel("pose found")
     axes.set_ylabel("inputs, %")
-    axes.legend(frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     _save(figure, path)

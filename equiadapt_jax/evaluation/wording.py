@@ -120,10 +120,10 @@ def about_evidence(evidence: Evidence, which: str, prior: str = "identity") -> s
         meaning = f"So most images are stored in {one}, as the {prior} prior says."
     else:
         one = "these poses are" if alike else "the stored pose is"
+        finder = "" if prior == "estimated" else ", as --config.prior.name=estimated would find"
         meaning = (
             f"So {one} preferred, but how clearly such a classifier cannot say: the other images "
-            "may be too hard for it, look alike in several poses, or be stored in another one, as "
-            "--config.prior.name=estimated would find."
+            f"may be too hard for it, look alike in several poses, or be stored in another{finder}."
         )
     return f"{fact} {meaning}"
 
@@ -156,8 +156,21 @@ def _adapted_verdict(findings, group):
         f"The {'adapted model' if group is not None else 'fine-tuned predictor'} "
         f"{_kept(findings)}; {_unchanged(findings, group)}. "
         f"Upright, that is {_cost(metrics['adapted/accuracy'] - upright, group)}."
-        f"{_at_random(metrics)}"
+        f"{_at_random(metrics)}{_guessing(findings)}"
     )
+
+
+def _guessing(findings):
+    """That the adapted model has learned nothing that counts, where that is so."""
+    if not _guesses(findings, "adapted"):
+        return ""
+    return " But that is hardly better than guessing: nothing here is worth having yet."
+
+
+def _guesses(findings, model):
+    """Whether upright images are hardly told better than by chance."""
+    classes = len(findings.classes)
+    return classes > 1 and findings.metrics[f"{model}/accuracy"] - 1 / classes < GUESSING
 
 
 def _at_random(metrics):
@@ -230,7 +243,7 @@ def _need(findings):
     metrics = findings.metrics
     upright, over = metrics["vanilla/accuracy"], metrics["vanilla/group_accuracy"]
     changed, lost = metrics["vanilla/changed_rate"], upright - over
-    if len(findings.classes) > 1 and upright - 1 / len(findings.classes) < GUESSING:
+    if _guesses(findings, "vanilla"):
         return (
             "Upright it hardly does better than guessing, so look first at the range of values, "
             "the channels and the order of the classes"

@@ -104,6 +104,8 @@ def adaptation(
         if not _spans_frames(model):
             found["pose_entropy"] = entropy = _entropy(canonical.scores)
             loss = _penalised(loss, confidence_penalty, entropy)
+        if temperature is not None:
+            found["temperature"] = now.temperature
         loss += terms
         metrics = _pose_metrics(model.group, prior, prior_loss, canonical.pose, applied)
         return loss, (state, {"loss": loss, **found, **metrics})
@@ -132,16 +134,14 @@ def adaptation_from_features(
         features = batch["features"].astype(jnp.float32)
         scores, state = model.score(params, state, features, train=True, key=dropout_key)
         loss = prior_loss = prior.loss(model.group, scores, applied=batch["applied"])
-        found = {}
-        weights = canonicalization.weights(
-            scores, method=method, key=noise_key,
-            temperature=_at(model, temperature, step).temperature,
-        )  # fmt: skip
+        now = _at(model, temperature, step).temperature
+        found = {} if temperature is None else {"temperature": now}
+        weights = canonicalization.weights(scores, method=method, key=noise_key, temperature=now)
         if labels:
             logits = model.combine(scores, batch["predictions"], weights)
             task = _cross_entropy(logits, batch["label"])
             loss = task + prior_weight * prior_loss
-            found = {"task_loss": task, "accuracy": _accuracy(logits, batch["label"])}
+            found |= {"task_loss": task, "accuracy": _accuracy(logits, batch["label"])}
         entropy = _entropy(scores)
         loss = _penalised(loss, confidence_penalty, entropy)
         pose = jnp.argmax(scores if method == "soft" else weights, -1)
