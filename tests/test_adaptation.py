@@ -322,7 +322,7 @@ def test_what_cannot_be_adapted_is_refused_with_a_sentence(case):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
 def test_images_of_integers_are_refused(dtype):
-    model, params, state = built()
+    model, params, state, _ = built()
     for function in (model.apply, model.canonicalize):
         with pytest.raises(TypeError, match=r"are not the floats in \[0, 1\] .*: divide 8-bit"):
             function(params, state, X.astype(dtype))
