@@ -86,6 +86,7 @@ def _fast(config: settings.Config) -> settings.Config:
                 "kernels": (4, 4, 2),
                 "strides": (2, 2, 2),
                 "grid": 4,
+                "size": 32,
             },
         ),
         augmentation=settings.Augmentation(mirror=True),

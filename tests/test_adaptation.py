@@ -12,26 +12,9 @@ from flax import nnx
 import equiadapt_jax as ea
 from equiadapt_jax import canonicalization
 from equiadapt_jax.groups import Cyclic, Dihedral
-from tests.test_interface import Linen
+from tests.test_interface import KEY, Linen, X, assert_same, noise, norm
 
-KEY = jax.random.key(0, impl="rbg")
 C4 = Cyclic(4)
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
-
-
-X = noise(4, 6, 6, 2)
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def norm(tree):
-    return np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
 def template_scorer(group):

@@ -25,7 +25,7 @@ def beside_reference(settings: Settings, n: int) -> Comparison:
     batch, size, name = (2, 64, "resnet18") if settings.small else (8, SIZE, "resnet50")
     working = 32 if settings.small else WORKING
     cases, costs = {}, {}
-    cases["ours"], costs["ours"] = ours(Cyclic(n), name, batch, size, working)
+    cases["ours"], costs["ours"] = ours(Cyclic(n), name, batch, size)
     if settings.reference:
         try:
             cases["equiadapt"], costs["equiadapt"] = settings.reference.case(
@@ -42,10 +42,10 @@ def beside_reference(settings: Settings, n: int) -> Comparison:
     return Comparison(PART, what, seconds, floor=floor, costs=costs)
 
 
-def ours(group, name: str, batch: int, size: int, working: int) -> tuple[Case, dict]:
+def ours(group, name: str, batch: int, size: int) -> tuple[Case, dict]:
     """A step with AdamW, its state donated."""
     predictor = ea.from_linen(ea.predictors.ResNet.variant(name, num_classes=1000))
-    scorer = ea.from_linen(ea.networks.GroupConvNet(group, **(SCORER | {"size": working})))
+    scorer = ea.from_linen(ea.networks.GroupConvNet(group, **SCORER))
     model = ea.adapt(group, scorer, predictor)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.uniform(size=(batch, size, size, 3)), jnp.float32)
