@@ -213,6 +213,18 @@ def test_large_images_are_means_of_pixels_before_they_are_resized(shape, halving
     np.testing.assert_allclose(apply(x), apply(smaller), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, jnp.bfloat16])
+def test_narrow_images_are_halved_without_loss(dtype):
+    net = Net(Cyclic(1), size=6)
+    x = np.round(255 * noise(2, 12, 12, 2))
+    params = parameters(net, x.astype(np.float32))
+    means = x.reshape(2, 6, 2, 6, 2, 2).mean((2, 4)).astype(np.float32)
+    if dtype == jnp.bfloat16:
+        means = means.astype(dtype)
+    apply = jax.jit(lambda x: net.apply({"params": params}, x))
+    np.testing.assert_allclose(apply(jnp.asarray(x, dtype)), apply(means), atol=1e-5)
+
+
 # ---- parameters, precision, refusals ----
 
 

@@ -10,10 +10,8 @@ import pytest
 from flax import nnx
 
 import equiadapt_jax as ea
-from equiadapt_jax.groups import Cyclic
 
 KEY = jax.random.key(0, impl="rbg")
-C4 = Cyclic(4)
 
 
 def noise(*shape, seed=0):

@@ -14,8 +14,8 @@ from equiadapt_jax.groups import SO, Cyclic, Dihedral
 
 PART = "canonicalization"
 SIZE, WORKING = 224, 96  # pixels; the second are those to which equiadapt resizes
-# Ours: 35 million multiplications per image for C4, fold included. configs/cifar10_resnet20.py
-# trains it, as `:group_conv` with these options.
+# Ours: 35 million multiplications per image for C4, fold included. Trained by
+# configs/cifar10_resnet20.py:group_conv with --config.scorer.options.size=56 and so on.
 SCORER = {
     "features": (16, 32, 64), "kernels": (4, 4, 2), "strides": (2, 2, 2), "size": 56, "grid": 7,
 }  # fmt: skip

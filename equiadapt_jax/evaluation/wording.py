@@ -164,13 +164,14 @@ def _guessing(findings):
     """That the adapted model has learned nothing that counts, where that is so."""
     if not _guesses(findings, "adapted"):
         return ""
-    return " But that is hardly better than guessing: nothing here is worth having yet."
+    return " But upright it is hardly better than guessing."
 
 
 def _guesses(findings, model):
     """Whether upright images are hardly told better than by chance."""
     classes = len(findings.classes)
-    return classes > 1 and findings.metrics[f"{model}/accuracy"] - 1 / classes < GUESSING
+    margin = min(GUESSING, 1 / classes)
+    return classes > 1 and findings.metrics[f"{model}/accuracy"] - 1 / classes < margin
 
 
 def _at_random(metrics):

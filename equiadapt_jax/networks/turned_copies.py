@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import Group
@@ -13,13 +14,13 @@ def turned_copies(
 ) -> list[jax.Array]:
     """q·x for each q of `group.lattice` in `elements`, resized to `(B, size, size, C)`.
 
-    To turn x by an exact element only permutes the copies, to the bit. Images at least twice as
-    large as `size` are halved first, and turned afterwards. What remains is resized copy by copy,
-    in its own frame, since that of a turned image differs by rounding.
+    To turn x by an exact element only permutes the copies, to the bit. While both sides are even
+    and at least twice `size`, images are halved first, and turned afterwards. What remains is
+    resized copy by copy, in its own frame, since that of a turned image differs by rounding.
 
     Args:
       group: C_n or D_n.
-      elements: Python integers of the group's lattice.
+      elements: known integers of the group's lattice.
       images: floats `(B, H, W, C)`, square unless n is at most 2.
       size: in pixels; None: the images'.
     """
@@ -34,6 +35,8 @@ def turned_copies(
 
 def _halved(images):
     """Means of 2×2 pixels, each diagonal's sum first: turns and mirrors exchange the two sums."""
-    top_left, top_right = images[:, ::2, ::2], images[:, ::2, 1::2]
-    bottom_left, bottom_right = images[:, 1::2, ::2], images[:, 1::2, 1::2]
-    return ((top_left + bottom_right) + (top_right + bottom_left)) / 4
+    wide = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    top_left, top_right = wide[:, ::2, ::2], wide[:, ::2, 1::2]
+    bottom_left, bottom_right = wide[:, 1::2, ::2], wide[:, 1::2, 1::2]
+    mean = ((top_left + bottom_right) + (top_right + bottom_left)) / 4
+    return mean.astype(images.dtype) if jnp.issubdtype(images.dtype, jnp.floating) else mean
