@@ -54,7 +54,7 @@ LEARNING_RATES = {"resnet50": 1e-4, "vit_b16": 3e-5, "tiny": 1e-3}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings for `:resnet50`, the default, or `:vit_b16`; with `:tiny` a run of seconds."""
+    """The settings for `:resnet50`, the default, or `:vit_b16`; with `:tiny` a small run."""
     variant = variant or "resnet50"
     predictor = settings.chosen("cifar100", PREDICTORS, variant)
     config = settings.Config(

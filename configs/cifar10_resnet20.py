@@ -24,7 +24,7 @@ from equiadapt_jax.training import config as settings
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings; `:group_conv` with a scorer of its own, `:tiny` for a run of seconds."""
+    """The settings; `:group_conv` with a scorer of its own, `:tiny` for a small run."""
     config = settings.Config(
         name="cifar10_resnet20",
         group="dihedral4",

@@ -44,7 +44,7 @@ PREDICTORS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings for `:resnet50`, the default, or `:vit_b16`; with `:tiny` a run of seconds."""
+    """The settings for `:resnet50`, the default, or `:vit_b16`; with `:tiny` a small run."""
     variant = variant or "resnet50"
     predictor = settings.chosen("imagenet2012", PREDICTORS, variant)
     config = settings.Config(

@@ -20,7 +20,7 @@ from equiadapt_jax.training import config as settings
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings; with `:tiny` behind the file's name, those of a run of seconds."""
+    """The settings; with `:tiny` behind the file's name, those of a small run."""
     config = settings.Config(
         name="rotated_mnist",
         group="cyclic8",

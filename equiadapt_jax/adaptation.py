@@ -249,7 +249,10 @@ class Adapted:
         return images if self.mask is None else squares.disk(images, fill=self.fill)
 
     def _squares(self, images):
-        """Images in the centre of squares, where they are not and the group or mask asks for it."""
+        """Images in the centre of squares, where they are not and the group or mask asks for it.
+
+        TypeError for images that are not floats: everything a user passes comes by here.
+        """
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(
                 f"Images of dtype {images.dtype} are not the floats in [0, 1] that this takes: "

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from equiadapt_jax import data
 from equiadapt_jax.training import run
 from tests.tiny_runs import ROOT, shipped
 
@@ -91,3 +92,9 @@ def finished(tiny, places) -> Path:
     workdir = places["runs"] / "finished"
     run.train(tiny(), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The digits, prepared in a directory of their own."""
+    return data.open_dataset("digits", data_dir=tmp_path_factory.mktemp("digits"))

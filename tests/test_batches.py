@@ -17,11 +17,6 @@ from equiadapt_jax.data.batches import FittedSource
 from tests.image_files import random_image, write, write_folder
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return data.open_dataset("digits", data_dir=tmp_path_factory.mktemp("digits"))
-
-
 def train(dataset, **options):
     defaults = {"size": 12, "batch_size": 32, "seed": 7}
     return data.training_batches(dataset.source("train"), **{**defaults, **options})

@@ -34,11 +34,6 @@ def pack(path, root, prefix="", mode="w"):
     return path
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return data.open_dataset("digits", data_dir=tmp_path_factory.mktemp("digits"))
-
-
 # Digits
 
 

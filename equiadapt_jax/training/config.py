@@ -270,7 +270,7 @@ def chosen(name: str, variants: Mapping[str, Any], variant: str) -> Any:
 def tiny(
     config: Config, variant: str, *, predictor: Mapping[str, Any], scorer: Mapping[str, Any]
 ) -> Config:
-    """The same run in seconds: two steps of each stage, with networks of these options.
+    """The same run made small: two steps of each stage, with networks of these options.
 
     Weights are taken as they are, if they are so. Raises ValueError for a variant of another name.
     """
