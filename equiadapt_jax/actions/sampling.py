@@ -197,50 +197,74 @@ def _product(a, b):
 
 
 def _sample(pad, taps, image, quarter, mirror, cos, sin, fill):
-    """The moved image at the turned places."""
+    """The moved image at the turned places, a gather for each tap."""
     places = _places(*_axes(image.shape[0], cos.dtype), cos, sin)
-    read = _reader(image, quarter, mirror)
-    return _interpolate(pad, taps, read, *places, fill).astype(image.dtype)
+    image = _continued(pad, taps, image)
+    (i, down), (j, across) = (_along(pad, taps, place, len(image)) for place in places)
+    tap = _tap(pad, taps, image, quarter, mirror, i, j, fill)
+    lines = [sum(w * tap(m, n) for w, n in zip(across, taps[1], strict=True)) for m in taps[1]]
+    return sum(w * line for w, line in zip(down, lines, strict=True)).astype(image.dtype)
 
 
-def _reader(image, quarter, mirror):
-    """read(i, j): pixels of the moved image, of integer places in it."""
-    size = image.shape[0]
-    start, down, right = _strides(size, size, quarter, mirror)
-    flat = image.reshape(size * size, -1)
-    return lambda i, j: flat.at[start + down * i + right * j].get(mode="promise_in_bounds")
+def _continued(pad, taps, image):
+    """The image, with its edge around it where it is smaller than a window within it."""
+    if _within(pad, taps) and len(image) < len(taps[1]):
+        return jnp.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return image
 
 
-def _interpolate(pad, taps, read, row, column, fill):
-    """Pixels `(S, S, C)` at places `(S, S)` from the centre, a gather for each tap."""
-    tap = _tap(pad, read, row, fill)
-    (i, down), (j, across) = (_along(pad, taps, place) for place in (row, column))
-    lines = [sum(w * tap(m, n) for w, n in zip(across, j, strict=True)) for m in i]
-    return sum(w * line for w, line in zip(down, lines, strict=True))
+def _within(pad, taps):
+    """Whether windows are moved to within the image: linear weights follow them there."""
+    return pad == "edge" and taps[2] is not _cubic_weights
 
 
-def _along(pad, taps, place):
-    """(pixels, weights) that places `(S, S)` read along one axis, a list of each."""
-    first, offsets, weights = taps
-    size = place.shape[0]
+def _along(pad, taps, place, size):
+    """(near, weights): the pixel `(S, S)` that a window is about, and what it takes of each.
+
+    Places `(S, S)` are counted from the centre of an image of `size` pixels, pixels from its
+    border, along one axis, as whole floats.
+    """
+    near_to, offsets, weights = taps
     place = place + (size - 1) / 2
-    if pad == "edge" and weights is not _three_hats:  # which have the edge's own derivative
+    if pad == "edge":
         place = jnp.clip(place, 0, size - 1)
-    near = first(place)
-    return [near + k for k in offsets], list(weights((place - near)[..., None]))
+    near = near_to(place)
+    if _within(pad, taps):
+        near = jnp.clip(near, -offsets[0], size - 1 - offsets[-1])
+    return near, list(weights((place - near)[..., None]))
 
 
-def _tap(pad, read, like, fill):
-    """tap(i, j): pixels at places that are whole floats, as `pad` continues the image."""
-    size = like.shape[0]
+def _tap(pad, taps, image, quarter, mirror, i, j, fill):
+    """tap(m, n): pixels of the moved image at (i + m, j + n), in the dtype of i and j."""
+    size = len(image)
+    read = _reader(image, quarter, mirror, i, j)
 
-    def tap(i, j):
-        inside = (i >= 0) & (i < size) & (j >= 0) & (j < size)
-        i, j = (jnp.clip(place, 0, size - 1).astype(jnp.int32) for place in (i, j))
-        pixels = read(i, j).astype(like.dtype)
+    def tap(m, n):
+        if _within(pad, taps):
+            return read(m, n)
+        row, column = i + m, j + n
+        inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+        pixels = read(jnp.clip(row, 0, size - 1) - i, jnp.clip(column, 0, size - 1) - j)
         return jnp.where(inside[..., None], pixels, fill) if pad == "constant" else pixels
 
     return tap
+
+
+def _reader(image, quarter, mirror, i, j):
+    """read(m, n): pixels of the moved image at (i + m, j + n), at fixed steps from the first.
+
+    What lies outside the image is read from anywhere in it.
+    """
+    size = len(image)
+    start, down, right = _strides(size, size, quarter, mirror)
+    flat = image.reshape(size * size, -1)
+    first = start + down * i.astype(jnp.int32) + right * j.astype(jnp.int32)
+
+    def read(m, n):
+        m, n = (jnp.asarray(step, jnp.int32) for step in (m, n))
+        return flat.at[first + (m * down + n * right)].get(mode="clip").astype(i.dtype)
+
+    return read
 
 
 def _slope(pad, taps, image, quarter, mirror, cos, sin, fill, by_cos, by_sin):
@@ -251,46 +275,54 @@ def _slope(pad, taps, image, quarter, mirror, cos, sin, fill, by_cos, by_sin):
     which XLA reads the pixels once, where two sums would read them twice.
     """
     y, x = _axes(image.shape[0], cos.dtype)
-    row, column = _places(y, x, cos, sin)
-    tap = _tap(pad, _reader(image, quarter, mirror), row, fill)
+    places = _places(y, x, cos, sin)
+    image = _continued(pad, taps, image)
+    (i, down), (j, across) = (_along(pad, taps, place, len(image)) for place in places)
+    steeper, wider = (_slopes(pad, taps, place, len(image)) for place in places)
+    tap = _tap(pad, taps, image, quarter, mirror, i, j, fill)
     by_row = by_column = 0.0
-    (i, down), (j, across) = (_along(pad, taps, place) for place in (row, column))
-    steeper, wider = (_slopes(pad, taps, place) for place in (row, column))
-    for m, weight, slope in zip(i, down, steeper, strict=True):
-        pixels = [tap(m, n) for n in j]
+    for m, weight, slope in zip(taps[1], down, steeper, strict=True):
+        pixels = [tap(m, n) for n in taps[1]]
         by_row += slope * sum(w * pixel for w, pixel in zip(across, pixels, strict=True))
         by_column += weight * sum(w * pixel for w, pixel in zip(wider, pixels, strict=True))
-    turned = (
-        jax.lax.complex(by_row, by_column)
-        * jax.lax.complex(*jnp.broadcast_arrays(y, -x))[..., None]
-    )
-    return jnp.real(turned * jax.lax.complex(by_cos, by_sin))
+    place = jax.lax.complex(*jnp.broadcast_arrays(y, -x)) * jax.lax.complex(by_cos, by_sin)
+    return jnp.real(jax.lax.complex(by_row, by_column) * place[..., None])
 
 
-def _slopes(pad, taps, place):
+def _slopes(pad, taps, place, size):
     """The derivatives of the weights of `_along`."""
-    return jax.jvp(lambda place: _along(pad, taps, place)[1], (place,), (jnp.ones_like(place),))[1]
+    if taps[2] is not _three_weights:
+        along = functools.partial(_along, pad, taps, size=size)
+        return jax.jvp(lambda place: along(place)[1], (place,), (jnp.ones_like(place),))[1]
+    half = (size - 1) / 2
+    # Beyond a continued edge nothing changes, on it half as much as within.
+    change = (jnp.sign(half - jnp.abs(place)) + 1) / 2 if pad == "edge" else 1
+    place = jnp.clip(place, -half, half) if pad == "edge" else place
+    side = jnp.sign(place + half - _along(pad, taps, place, size)[0])
+    return [(change * w)[..., None] for w in ((side - 1) / 2, -side, (side + 1) / 2)]
 
 
 def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
     """The transpose of `_sample` without a fill: each pixel adds up its window, see the module."""
-    first, offsets, kernel = _WINDOWS[interpolation]
+    near_to, offsets, kernel = _WINDOWS[interpolation]
     size = image.shape[0]
     # To move and then turn is to turn, the other way if there is a mirror, and then to move.
     quarter, sin = jnp.where(mirror == 1, quarter, -quarter), jnp.where(mirror == 1, -sin, sin)
     y, x = _axes(size, cos.dtype)
     half = (size - 1) / 2
-    top, left = (first(place + half) for place in _places(y, x, cos, -sin))
-    row, column = _places(top - half, left - half, cos, sin)
-    row, column = row - y, column - x  # from the pixel; those of the window follow by steps
-    pixel = _tap("constant", _reader(image, quarter, mirror), y, 0)
+    row, column = _places(y, x, cos, -sin)
+    top, left = near_to(row + half), near_to(column + half)
+    # From the pixel to what its window is about; the others of the window follow by steps.
+    row, column = top - half - row, left - half - column
+    row, column = sin * column + cos * row, cos * column - sin * row
+    add = _adder(image, quarter, mirror, top, left)
 
     def add_row(k, total):
-        k = k.astype(cos.dtype)
+        step = jnp.asarray(k, cos.dtype)
         for n in offsets:
-            down, across = row + (k * cos + n * sin), column + (n * cos - k * sin)
+            down, across = row + (step * cos + n * sin), column + (n * cos - step * sin)
             weight = _weight(pad, kernel, down, y, half) * _weight(pad, kernel, across, x, half)
-            total += weight[..., None] * pixel(top + k, left + n)
+            total += add(k, n, weight)
         return total
 
     total = jnp.zeros(image.shape, cos.dtype)
@@ -301,6 +333,19 @@ def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
         turns = quarter + jnp.arange(4, dtype=jnp.int32)
         total = _on_borders(total, jax.vmap(lambda quarter: beyond(quarter=quarter))(turns))
     return total.astype(image.dtype)
+
+
+def _adder(image, quarter, mirror, i, j):
+    """add(m, n, weight): so much of the pixels of the moved image at (i + m, j + n), if any."""
+    size = len(image)
+    read = _reader(image, quarter, mirror, i, j)
+
+    def add(m, n, weight):
+        for place in (i + m, j + n):
+            weight = weight * ((place >= 0) & (place < size)).astype(weight.dtype)
+        return weight[..., None] * read(m, n)
+
+    return add
 
 
 def _weight(pad, kernel, distance, pixel, half):
@@ -327,22 +372,22 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
     that a turn by 45° takes out of the image, (1 − √½)·S of them: a few at a time, in a loop, so
     that what is the same for all channels is computed once.
     """
-    first, offsets, kernel = _WINDOWS[interpolation]
+    near_to, offsets, kernel = _WINDOWS[interpolation]
     size = image.shape[0]
     half = (size - 1) / 2
     line = jnp.arange(size, dtype=cos.dtype) - half
-    pixel = _tap("constant", _reader(image, quarter, mirror), line, 0)
     together = 12 // len(offsets)
 
     def add_columns(k, total):
         for j in [(together * k + n).astype(cos.dtype) for n in range(together)]:
-            nearest = first((line - _product(sin, j - half)) / cos + half)
-            for i in [nearest + n for n in offsets]:
-                row, column = _places(i - half, j - half, cos, sin)
-                weight = _weight("edge", kernel, row - line, line, half) * jnp.clip(
-                    -half - column, 0, 1
-                )
-                total += weight[..., None] * pixel(i, j)
+            place = (line - sin * (j - half)) / cos + half
+            near = near_to(place)
+            # From the line, and beyond the border, of the first; the others follow by steps.
+            down, beyond = cos * (near - place), sin * (near - half) - cos * (j - half) - half
+            add = _adder(image, quarter, mirror, near, j)
+            for n in offsets:
+                weight = _weight("edge", kernel, down + n * cos, line, half)
+                total += add(n, 0, weight * jnp.clip(beyond + n * sin, 0, 1))
         return total
 
     columns = math.ceil(0.293 * size) + 1
@@ -376,10 +421,9 @@ def _cubic_weights(t, a=-0.75):
 
 
 def _hat(distance):
-    """The linear kernel. Of two equal numbers JAX gives the maximum the mean derivative, so that at
-    the kinks, 0 and ±1, it is the symmetric one; that of `jnp.abs` at 0 is 1.
-    """
-    return jnp.maximum(1 - jnp.maximum(distance, -distance), 0)
+    """The linear kernel; a maximum, which heeds NaN, would take XLA several instructions."""
+    near = 1 - jnp.abs(distance)
+    return (near + jnp.abs(near)) / 2
 
 
 def _keys(distance, a=-0.75):
@@ -389,9 +433,16 @@ def _keys(distance, a=-0.75):
     return jnp.where(d < 1, near, far)
 
 
-def _three_hats(t):
-    """The linear weights of the pixels at −1, 0 and 1, for a place t within half a pixel of 0."""
-    return tuple(_hat(t - k) for k in (-1, 0, 1))
+def _three_weights(t):
+    """The linear weights of the pixels at −1, 0 and 1, for a place t between −1 and 1."""
+    after = (t + jnp.abs(t)) / 2
+    before = after - t
+    return before, 1 - (before + after), after
+
+
+def _nearest(place):
+    """The pixel next to a place; XLA takes rounding for so dear that it would store the result."""
+    return jnp.floor(place + 0.5)
 
 
 # The pixel next to a place, others from it, and the weights of all for a place from it. Linear
@@ -400,10 +451,10 @@ _TAPS = {
     "linear": (jnp.floor, (0, 1), _linear_weights),
     "cubic": (jnp.floor, (-1, 0, 1, 2), _cubic_weights),
 }
-_SYMMETRIC_TAPS = _TAPS | {"linear": (jnp.round, (-1, 0, 1), _three_hats)}
+_SYMMETRIC_TAPS = _TAPS | {"linear": (_nearest, (-1, 0, 1), _three_weights)}
 # The same for the outputs about a place, which are at most √2 times the kernel's reach away in each
 # direction, and the kernel.
 _WINDOWS = {
-    "linear": (jnp.round, (-1, 0, 1), _hat),
+    "linear": (_nearest, (-1, 0, 1), _hat),
     "cubic": (jnp.floor, (-2, -1, 0, 1, 2, 3), _keys),
 }

@@ -4,10 +4,11 @@ A feature map over G is one plane per element. Here every plane is stored turned
 frame, F_g = g⁻¹·f_g, so that acting with h only permutes planes: (h·F)_g = F_{h⁻¹g}. The group
 convolution f'_g = Σ_j ψ_{g,j} ⋆ f_{gj} (Cohen & Welling 2016, arXiv 1602.07576) then reads
 
-    F'_g = Σ_j ψ_j ⋆ (j·F_{gj}),
+    F'_g = Σ_j ψ_j ⋆ (j·F_{gj}) = Σ_j j·((j⁻¹·ψ_j) ⋆ F_{gj}),
 
-one ordinary convolution with the same filters for every g, so that an exactly turned image gives
-the same numbers in other places: scores are the same bits, permuted.
+one ordinary convolution of every plane with the same turned filters, and a sum of turned results in
+the same order, so that an exactly turned image gives the same numbers in other places: scores are
+the same bits, permuted.
 """
 
 import functools
@@ -18,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import Group, finite
@@ -74,16 +76,17 @@ class GroupConvNet(nn.Module):
                 f"GroupConvNet sees squares, and the images have shape {images.shape}: give the "
                 "working size to which they are resized."
             )
-        for i, (features, kernel, stride) in enumerate(
-            zip(self.features, self.kernels, self.strides, strict=True)
-        ):
-            if i:
-                planes = _neighbours(self.group, planes)
+        layers = zip(self.features, self.kernels, self.strides, strict=True)
+        for i, (features, kernel, stride) in enumerate(layers):
             planes = self._convolution(i, planes, features, kernel, stride)
         return self._scores(_pool(planes, self.grid))
 
     def _convolution(self, i, planes, features, kernel, stride):
-        batch, order, size = planes.shape[:3]
+        """Planes `(|G|, B, S', S', features)` of planes `(|G|, B, S, S, C)`.
+
+        The first layer reads each pose of the image alone.
+        """
+        size, channels = planes.shape[3:]
         padding = (kernel - 1) // 2
         if (size + 2 * padding - kernel) % stride:
             raise ValueError(
@@ -91,24 +94,28 @@ class GroupConvNet(nn.Module):
                 f"{kernel}: quarter turns would see other pixels; choose a working size for which "
                 f"{stride} divides size - {kernel - 2 * padding}."
             )
-        convolution = nn.Conv(
-            features,
-            (kernel, kernel),
-            strides=stride,
-            padding=padding,
-            use_bias=False,
-            dtype=self.dtype,
-            name=f"conv{i}",
-        )
+        lattice = self.group.lattice if i else self.group.lattice[:1]
+        shape = (kernel, kernel, len(lattice) * channels, features)
+        filters = _turned_back(self.group, lattice, _Filters(shape, name=f"conv{i}")())
+        planes, filters = promote_dtype(planes, filters, dtype=self.dtype)
         # Pose by pose: in one batch of all, a CPU rounds the last pixels in another order.
-        planes = jnp.stack([convolution(planes[:, g]) for g in range(order)], 1)
-        folded = planes.reshape(batch * order, *planes.shape[2:])
+        convolved = [
+            jax.lax.conv_general_dilated(
+                plane,
+                filters,
+                (stride, stride),
+                [(padding, padding)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            for plane in planes
+        ]
+        table = _compose_table(self.group, lattice)
+        planes = jnp.stack([_turned_sum(self.group, lattice, convolved, row) for row in table])
         # Each plane is normalised as a whole: a mean over all of them would depend on their order.
         normalise = nn.LayerNorm(
             reduction_axes=(-3, -2, -1), feature_axes=-1, dtype=self.dtype, name=f"norm{i}"
         )
-        folded = nn.gelu(normalise(folded))
-        return folded.reshape(batch, order, *folded.shape[1:])
+        return nn.gelu(normalise(planes))
 
     def _scores(self, pooled):
         pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
@@ -121,48 +128,72 @@ class GroupConvNet(nn.Module):
         return dense(1, use_bias=False, dot_general=row_by_row, name="score")(mixed)[..., 0]
 
 
+class _Filters(nn.Module):
+    """The parameter `kernel` of a convolution."""
+
+    shape: Sequence[int]
+
+    @nn.compact
+    def __call__(self):
+        return self.param("kernel", nn.initializers.lecun_normal(), self.shape, jnp.float32)
+
+
 def row_by_row(x, kernel, *_, **__):
     """The product x·kernel with a matrix `(K, 1)`, as sums: a CPU's depends on a row's place."""
     return (x * kernel[:, 0]).sum(-1, keepdims=True)
 
 
 def _poses(group, images, size, pad, fill):
-    """g⁻¹·x for all g, `(B, |G|, S, S, C)`, at the working size.
+    """g⁻¹·x for all g, `(|G|, B, S, S, C)`, at the working size.
 
     The exact part acts first, then the rest is interpolated.
     """
     remainder, exact = group.split(group.inverse(np.arange(group.order)))
     copies = turned_copies(group, group.lattice, images, size)
     turned = dict(zip(map(int, group.lattice), copies, strict=True))
-    planes = [
-        image_actions.act(group, int(r), turned[int(q)], pad=pad, fill=fill)
-        for r, q in zip(remainder, exact, strict=True)
-    ]
-    return jnp.stack(planes, 1)
+    return jnp.stack(
+        [
+            image_actions.act(group, int(r), turned[int(q)], pad=pad, fill=fill)
+            for r, q in zip(remainder, exact, strict=True)
+        ]
+    )
 
 
-def _neighbours(group, planes):
-    """j·F_{gj} for the exact j, side by side in the channels: `(B, |G|, S, S, |lattice| C)`."""
-    table = _compose_table(group, group.lattice)
-    related = [
-        image_actions.act(group, int(j), planes[:, table[:, k]])
-        for k, j in enumerate(group.lattice)
+def _turned_back(group, lattice, filters):
+    """j⁻¹·ψ_j for the exact j, side by side: `(K, K, |lattice| C, F)` to `(K, K, C, |lattice| F)`.
+
+    A filter is an image of K×K pixels with C·F channels.
+    """
+    each = jnp.split(filters, len(lattice), 2)
+    flat = [f.reshape(*f.shape[:2], -1) for f in each]
+    back = [
+        image_actions.act(group, int(group.inverse(j)), f)
+        for j, f in zip(lattice, flat, strict=True)
     ]
-    return jnp.concatenate(related, -1)
+    return jnp.concatenate([f.reshape(each[0].shape) for f in back], -1)
+
+
+def _turned_sum(group, lattice, convolved, row):
+    """Σ_j j·(part j of plane row[j]), for planes `(B, S, S, |lattice| F)`."""
+    features = convolved[0].shape[-1] // len(lattice)
+    return sum(
+        image_actions.act(group, int(j), convolved[h][..., k * features : (k + 1) * features])
+        for k, (j, h) in enumerate(zip(lattice, row, strict=True))
+    )
 
 
 def _compose_table(group, right):
-    """Gj for all g and the given j, `(|G|, len(right))`."""
+    """gj for all g and the given j, `(|G|, len(right))`."""
     return group.compose(np.arange(group.order)[:, None], right)
 
 
 def _pool(planes, grid):
     """Averages over grid × grid cells of every plane, `(B, |G|, grid² C)`."""
-    batch, order, size, _, channels = planes.shape
+    order, batch, size, _, channels = planes.shape
     if size % grid:
         raise ValueError(
             f"GroupConvNet pools {size} pixels to a grid of {grid}: choose a grid that divides "
             f"{size}."
         )
-    cells = planes.reshape(batch, order, grid, size // grid, grid, size // grid, channels)
-    return cells.mean((3, 5)).reshape(batch, order, -1)
+    cells = planes.reshape(order, batch, grid, size // grid, grid, size // grid, channels)
+    return jnp.swapaxes(cells.mean((3, 5)).reshape(order, batch, -1), 0, 1)
