@@ -22,7 +22,7 @@ def compared(**changes):
 
 def settings(**changes):
     made = {"rounds": 2, "small": True, "batch": 2, "dtype": "float32", "floors": FLOORS}
-    return Settings(**(made | {"reference": None, "missing": {}} | changes))
+    return Settings(**(made | {"reference": None, "scorers": {}, "missing": {}} | changes))
 
 
 def test_the_ratio_is_the_median_over_rounds_to_the_fastest_other():
@@ -61,7 +61,10 @@ def test_the_table_puts_ratios_first():
     assert "| turns | 0.5 | ours | fast | 500 | ours 2e+03 (1.5e+03–5.5e+03); fast" in told
     assert "| other | – | ours | – | – | ours 1e+03" in told
     costs = results.costs_table([compared(costs={"ours": {"compile_seconds": 1.5, "bytes": 2e6}})])
-    assert "| turns | ours | 1.50 | 2.0 |" in costs
+    assert "| turns | ours | 1.50 | 2.0 | – |" in costs
+    trained = {"bytes": 2e6, "pose_accuracy": 0.614}
+    costs = results.costs_table([compared(costs={"ours": trained})])
+    assert "| turns | ours | – | 2.0 | 61.4 |" in costs
 
 
 def test_only_ratios_that_grew_are_named(tmp_path):
@@ -102,7 +105,8 @@ def test_peers_must_turn_as_ours_does():
 
 def test_every_group_of_ours_is_compiled_at_small_sizes():
     for group, _ in canonicalization.GROUPS.values():
-        function, params = canonicalization.canonicalize(group, small=True)
+        function, params, accuracy = canonicalization.canonicalize(settings(), group)
+        assert accuracy is None
         x = np.zeros((1, 32, 32, 3), np.float32)
         inputs, _ = jax.eval_shape(function, params, x)
         assert inputs.shape == x.shape

@@ -269,6 +269,15 @@ def test_clipping_every_gradient_to_nothing_is_refused():
         check_training(config)
 
 
+@pytest.mark.parametrize("accumulate", [0, 3])
+def test_steps_that_would_be_left_over_are_refused(accumulate):
+    config = dataclasses.replace(
+        settings.Config(), optimizer=settings.Optimizer(accumulate=accumulate)
+    )
+    with pytest.raises(ValueError, match=f"accumulate is {accumulate}, and config.pretrain"):
+        check_training(config)
+
+
 PRIORS_OF_MIRRORED = [
     ("cyclic4", {}, True),
     ("cyclic4", {"name": "categorical", "probabilities": (0.6, 0.2, 0.0, 0.2)}, True),

@@ -448,3 +448,37 @@ def test_a_step_is_compiled_once(tiny, places):
         train_state, _ = step(train_state, batch, jax.random.key(0))
     assert len(traced) == 1
     assert int(train_state.step) == 3
+
+
+def test_accumulated_steps_are_one_of_a_larger_batch():
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.normal(size=(8, 3)).astype(np.float32),
+        "label": rng.normal(size=8).astype(np.float32),
+    }
+    halves = [
+        {name: values[part] for name, values in batch.items()}
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    params = {"scorer": rng.normal(size=3).astype(np.float32)}
+
+    def squares(params, state, batch, *_):
+        loss = jnp.square(batch["image"] @ params["scorer"] - batch["label"]).mean()
+        return loss, (state, {"loss": loss})
+
+    def trained(accumulate, batches):
+        chosen = settings.Optimizer(accumulate=accumulate, warmup=0.2, clip=1e9)
+        steps = 6 * accumulate
+        optimizer = make_optimizer(chosen, {"scorer": 0.1}, steps)
+        state = create_state(params, {}, optimizer, ["scorer"])
+        step, seen = make_step(squares, optimizer, ["scorer"]), []
+        for n in range(steps):
+            state, _ = step(state, place_batch(batches[n % accumulate]), jax.random.key(0))
+            seen.append(np.asarray(state.params["scorer"]))
+        return seen
+
+    whole, parts = trained(1, [batch]), trained(2, halves)
+    np.testing.assert_array_equal(parts[0], params["scorer"])
+    np.testing.assert_array_equal(parts[2], parts[1])
+    np.testing.assert_allclose(parts[1::2], whole, rtol=1e-5)
+    assert np.abs(whole[-1] - params["scorer"]).max() > 0.1

@@ -1,6 +1,7 @@
 """The whole canonicalization, scorer and all, beside equiadapt's; and from C4 to C64 without it."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,13 @@ from benchmarks.speed.results import Comparison
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.timing import compiled, interleaved
 from equiadapt_jax.groups import SO, Cyclic, Dihedral
+from equiadapt_jax.training.workdir import read_config
 
 PART = "canonicalization"
 SIZE, WORKING = 224, 96  # pixels; the second are those to which equiadapt resizes
-# Ours: 35 million multiplications per image for C4, fold included. Trained by
-# configs/cifar10_resnet20.py:group_conv with --config.scorer.options.size=56 and so on.
+# Of configs/cifar10_resnet20.py:light, which trains it.
 SCORER = {
-    "features": (16, 32, 64), "kernels": (4, 4, 2), "strides": (2, 2, 2), "size": 56, "grid": 7,
+    "features": (12, 24, 64), "kernels": (4, 4, 2), "strides": (2, 2, 2), "size": 56, "grid": 7,
 }  # fmt: skip
 STEERABLE = {"size": 48}
 GROUPS = {
@@ -29,26 +30,33 @@ GROUPS = {
 }
 
 
-def canonicalize(group, small: bool = False, dtype: str = "float32"):
-    """(function, parameters): images `(B, S, S, 3)` to canonical inputs and poses.
+def canonicalize(settings: Settings, group, dtype: str = "float32"):
+    """(function, parameters, pose accuracy): images `(B, S, S, 3)` to canonical inputs and poses.
 
-    The scorer computes in dtype.
+    The scorer computes in dtype. Where a run of the group is among `settings.scorers` it is that of
+    the run; else its parameters are random and the accuracy None.
     """
+    run, networks = settings.scorers.get(str(group)), ea.networks
     if isinstance(group, SO):
-        options = {} if small else STEERABLE
-        network = ea.networks.SteerableNet(group, dtype=dtype, **options)
+        kind, options = networks.SteerableNet, {} if settings.small else STEERABLE
         finish = ea.canonicalization.from_vectors
     else:
-        network = ea.networks.GroupConvNet(group, dtype=dtype, **SCORER)
+        kind, options = networks.GroupConvNet, SCORER
         finish = ea.canonicalization.from_scores
-    side = 32 if small else SIZE
-    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    network = kind(group, dtype=dtype, **(read_config(run)[0].scorer.options if run else options))
+    accuracy = None
+    if run:
+        params = ea.load(run)[0]["scorer"]
+        accuracy = json.loads((run / "metrics.json").read_text())["adapted/pose_accuracy"]
+    else:
+        side = 32 if settings.small else SIZE
+        params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
 
     def function(params, x):
-        canonical = finish(group, network.apply(params, x), x)
+        canonical = finish(group, network.apply({"params": params}, x), x)
         return canonical.inputs, canonical.pose
 
-    return function, params
+    return function, params, accuracy
 
 
 def measure(settings: Settings) -> list[Comparison]:
@@ -62,21 +70,27 @@ def measure(settings: Settings) -> list[Comparison]:
 def beside_reference(settings: Settings, name: str, x) -> Comparison:
     """The same images, by both packages."""
     group, theirs = GROUPS[name]
-    function, params = canonicalize(group, settings.small)
+    function, params, accuracy = canonicalize(settings, group)
+    working = 32 if settings.small else WORKING
     cases = {"ours": compiled(function, params, x)}
+    cases["ours"][1]["pose_accuracy"] = accuracy
     if settings.reference:
         try:
             cases["equiadapt"] = settings.reference.case(
                 "canonicalization", batch=len(x), size=x.shape[1], group=theirs,
                 order=getattr(group, "n", 0), network="e2cnn",
-                working=32 if settings.small else WORKING,
+                working=working,
             )  # fmt: skip
         except RuntimeError as error:
             settings.refuse(f"equiadapt for {name}", error)
     seconds = interleaved({name: case for name, (case, _) in cases.items()}, settings.rounds)
     costs = {name: cost for name, (_, cost) in cases.items()}
     floor = settings.floors.computing(costs["ours"]["operations"])
-    what = f"canonicalization, {name}, {len(x)} images of {x.shape[1]} pixels"
+    own = (STEERABLE if isinstance(group, SO) else SCORER)["size"]
+    what = (
+        f"canonicalization, {name}, {len(x)} images of {x.shape[1]} pixels, of which scorers see "
+        f"{own}, equiadapt's {working}"
+    )
     if settings.reference:
         settings.reference.forget()
     return Comparison(PART, what, seconds, floor=floor, costs=costs)

@@ -20,7 +20,7 @@ class Comparison:
       ours: the way whose time is divided.
       against: the way that it is divided by; None for the fastest of the others.
       floor: seconds below which `ours` cannot come, by what the machine was measured to do.
-      costs: further figures of a way: compile_seconds, bytes, operations.
+      costs: further figures of a way: compile_seconds, bytes, operations, pose_accuracy.
     """
 
     part: str
@@ -81,13 +81,20 @@ def _times(seconds):
 
 
 def costs_table(comparisons: list[Comparison]) -> str:
-    """Markdown: seconds of compilation and peak memory of each way that has them."""
-    lines = ["| what | way | compilation, s | memory, MB |", "|---|---|---|---|"]
+    """Markdown: seconds of compilation, peak memory, poses right, of each way that has them."""
+    lines = [
+        "| what | way | compilation, s | memory, MB | pose right, % |",
+        "|---|---|---|---|---|",
+    ]
     for c in comparisons:
         for name, cost in c.costs.items():
-            seconds = cost.get("compile_seconds")
-            compiling = "–" if seconds is None else f"{seconds:.2f}"
-            lines.append(f"| {c.what} | {name} | {compiling} | {cost['bytes'] / 1e6:.1f} |")
+            seconds, accuracy = cost.get("compile_seconds"), cost.get("pose_accuracy")
+            figures = [
+                "–" if seconds is None else f"{seconds:.2f}",
+                f"{cost['bytes'] / 1e6:.1f}",
+                "–" if accuracy is None else f"{100 * accuracy:.1f}",
+            ]
+            lines.append(f"| {c.what} | {name} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 

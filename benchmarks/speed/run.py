@@ -4,8 +4,10 @@ All ways to do a thing are timed in turns, at least fifteen times; ratios come f
 differ from machine to machine. Floors are what the machine was measured to copy and to multiply,
 just before. `--reference PYTHON` is an interpreter with the PyTorch package equiadapt, which
 `python -m benchmarks.accuracy.environment` makes; PyTorch, kornia and dm_pix are timed where they
-can be imported here. Writes speed.json, speed.md and speed.png to --output. `--check stored.json`
-measures and fails where a ratio is larger than it was by more than --tolerance.
+can be imported here. `--scorers RUN …` are runs of train.py whose scorers are measured, each for
+its group, with the poses they get right; other scorers have random parameters, which takes as long.
+Writes speed.json, speed.md and speed.png to --output. `--check stored.json` measures and fails
+where a ratio is larger than it was by more than --tolerance.
 """  # noqa: E501
 
 import argparse
@@ -25,6 +27,8 @@ from benchmarks.speed import results, timing
 from benchmarks.speed.reference import Reference
 from benchmarks.speed.results import Comparison
 from benchmarks.speed.settings import Settings
+from equiadapt_jax.training.build import group_of
+from equiadapt_jax.training.workdir import read_config
 
 PARTS = ("warp", "canonicalization", "adaptation", "training", "program")
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "kornia", "dm-pix")
@@ -97,6 +101,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help="of images and predictors there")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that all runs")
     parser.add_argument("--reference", type=Path, help="a Python that has equiadapt")
+    parser.add_argument("--scorers", type=Path, nargs="*", default=(), help="runs of train.py")
     parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")
     parser.add_argument("--output", type=Path, default=Path("runs/speed"))
     parser.add_argument("--check", type=Path, help="ratios to hold, a speed.json")
@@ -114,9 +119,10 @@ def main() -> None:
     if asked.threads and importlib.util.find_spec("torch"):
         importlib.import_module("torch").set_num_threads(asked.threads)
     reference = open_reference(asked, missing)
+    scorers = {str(group_of(read_config(run)[0])): run for run in asked.scorers}
     floors = timing.floors(asked.small)
     settings = Settings(
-        asked.rounds, asked.small, asked.batch, asked.dtype, floors, reference, missing
+        asked.rounds, asked.small, asked.batch, asked.dtype, floors, reference, scorers, missing
     )
     comparisons = measure(settings, asked.parts.split(","))
     if reference:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from pathlib import Path
 
 from benchmarks.speed.reference import Reference
 from benchmarks.speed.timing import Floors
@@ -18,6 +19,7 @@ class Settings:
       dtype: of images and predictors in inference.
       floors: of this machine.
       reference: the other process, if there is one.
+      scorers: runs whose scorers are measured, by the name of their group.
       missing: what is not here and why, which grows.
     """
 
@@ -27,6 +29,7 @@ class Settings:
     dtype: str
     floors: Floors
     reference: Reference | None
+    scorers: dict[str, Path]
     missing: dict[str, str]
 
     def installed(self, name: str) -> bool:

@@ -33,7 +33,7 @@ def _timed(case: Case) -> float:
 
 
 def compiled(function: Callable, *arguments) -> tuple[Case, dict[str, Any]]:
-    """A case of a JAX function, its arguments on the device, and the costs of it, see `compile_`."""
+    """A case of a JAX function, its arguments on the device, and its costs, see `compile_`."""
     arguments = jax.device_put(arguments)
     executable, costs = compile_(function, *arguments)
 

@@ -100,16 +100,20 @@ def map_coordinates(x, angles):
 
 
 def with_jax(function, x, y, by, back: str) -> tuple[Case, dict]:
-    """A compiled case; what is turned is differentiated by one product with y."""
+    """A compiled case; what goes back is y."""
+    if back:
+        count = 2 if "angles" in back else 1
+
+        def there_and_back(x, by, y):
+            arguments, others = (x, by)[:count], (x, by)[count:]
+            turned, pull = jax.vjp(lambda *arguments: function(*arguments, *others), *arguments)
+            return turned, pull(y)
+
+        case, costs = compiled(there_and_back, x, by, y)
+    else:
+        case, costs = compiled(function, x, by)
     agree(jax.jit(function)(x, by), x, by)
-    if not back:
-        return compiled(function, x, by)
-    arguments = (0, 1) if "angles" in back else 0
-
-    def value(x, by):
-        return (function(x, by) * y).sum()
-
-    return compiled(jax.value_and_grad(value, arguments), x, by)
+    return case, costs
 
 
 def with_torch(function, x, y, by, back: str) -> tuple[Case, dict]:
@@ -127,7 +131,7 @@ def with_torch(function, x, y, by, back: str) -> tuple[Case, dict]:
         x_.grad = by_.grad = None
         turned = function(x_, by_)
         if back:
-            (turned * y_).sum().backward()
+            turned.backward(y_)
         if device == "cuda":
             torch.cuda.synchronize()
 

@@ -183,7 +183,7 @@ def _turned_sum(group, lattice, convolved, row):
 
 
 def _compose_table(group, right):
-    """gj for all g and the given j, `(|G|, len(right))`."""
+    """Gj for all g and the given j, `(|G|, len(right))`."""
     return group.compose(np.arange(group.order)[:, None], right)
 
 

@@ -47,6 +47,9 @@ class ViT(nn.Module):
     embedding, the attention's projection and both layers of each perceptron, in training only and
     then from the key `rngs={"dropout": key}`.
 
+    `remat` keeps only what enters each block for the way back, which computes the rest anew: less
+    memory for about a third more time.
+
     The patch tokens after one, two and three thirds of the blocks are sown into the collection
     "features" as maps, for scorers that read features.
 
@@ -72,6 +75,7 @@ class ViT(nn.Module):
     dtype: DTypeLike | None = None
     registers: int = 0
     layer_scale: float | None = None
+    remat: bool = False
 
     @classmethod
     def variant(cls, name: str, num_classes: int | None, **overrides: Any) -> Self:
@@ -114,8 +118,9 @@ class ViT(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         mlp_dim = self.mlp_dim or 4 * self.width
         thirds = {round((k + 1) * self.depth / 3) - 1 for k in range(3)}
+        make = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
         for i in range(self.depth):
-            block = _Block(
+            block = make(
                 self.heads,
                 mlp_dim,
                 self.norm_eps,

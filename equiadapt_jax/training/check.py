@@ -51,6 +51,13 @@ def check_training(config: Config) -> None:
 def _check_ranges(config):
     """Refuse numbers that are none of their kind."""
     adaptation, clip = config.adaptation, config.optimizer.clip
+    accumulate = config.optimizer.accumulate
+    for stage, steps in (("pretrain", config.pretrain.steps), ("adaptation", adaptation.steps)):
+        if accumulate < 1 or steps % accumulate:
+            raise ValueError(
+                f"config.optimizer.accumulate is {accumulate}, and config.{stage}.steps {steps}: "
+                "give 1, or a number of steps that divides it."
+            )
     if not 0 <= adaptation.fill <= 1:
         raise ValueError(
             f"config.adaptation.fill is {adaptation.fill}: give a value from 0 to 1, as in images."

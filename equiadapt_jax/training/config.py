@@ -192,6 +192,9 @@ class Optimizer:
     weight_decay: float = _setting(0.05, "of AdamW")
     warmup: float = _setting(0.1, "fraction of the steps")
     clip: float = _setting(1.0, "largest norm of the gradient")
+    accumulate: int = _setting(
+        1, "steps whose gradients are averaged before parameters change, for larger batches"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

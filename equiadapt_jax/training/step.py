@@ -25,16 +25,24 @@ class TrainState(NamedTuple):
 def make_optimizer(
     settings: Optimizer, learning_rates: Mapping[str, float], steps: int
 ) -> optax.GradientTransformation:
-    """AdamW for each trained part of the parameters, at its own peak learning rate."""
+    """AdamW for each trained part of the parameters, at its own peak learning rate.
+
+    Of every `settings.accumulate` steps only the last changes parameters, by the mean of all their
+    gradients.
+    """
+    updates = steps // settings.accumulate
 
     def one(peak):
-        warmup = max(int(settings.warmup * steps), 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
+        warmup = max(int(settings.warmup * updates), 1)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(updates, warmup + 1))
         adamw = optax.adamw(schedule, weight_decay=settings.weight_decay)
         return optax.chain(optax.clip_by_global_norm(settings.clip), adamw)
 
     labels = {name: name for name in learning_rates}
-    return optax.multi_transform({n: one(rate) for n, rate in learning_rates.items()}, labels)
+    each = optax.multi_transform({n: one(rate) for n, rate in learning_rates.items()}, labels)
+    if settings.accumulate == 1:
+        return each
+    return optax.MultiSteps(each, settings.accumulate).gradient_transformation()
 
 
 def create_state(params, state, optimizer, trained: Sequence[str]) -> TrainState:
