@@ -23,6 +23,7 @@ from flax.linen.dtypes import promote_dtype
 
 from equiadapt_jax.actions import images as image_actions
 from equiadapt_jax.groups import Group, finite
+from equiadapt_jax.networks.convolution import convolve
 from equiadapt_jax.networks.turned_copies import turned_copies
 
 
@@ -99,16 +100,7 @@ class GroupConvNet(nn.Module):
         filters = _turned_back(self.group, lattice, _Filters(shape, name=f"conv{i}")())
         planes, filters = promote_dtype(planes, filters, dtype=self.dtype)
         # Pose by pose: in one batch of all, a CPU rounds the last pixels in another order.
-        convolved = [
-            jax.lax.conv_general_dilated(
-                plane,
-                filters,
-                (stride, stride),
-                [(padding, padding)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-            for plane in planes
-        ]
+        convolved = [convolve(plane, filters, stride, padding) for plane in planes]
         table = _compose_table(self.group, lattice)
         planes = jnp.stack([_turned_sum(self.group, lattice, convolved, row) for row in table])
         # Each plane is normalised as a whole: a mean over all of them would depend on their order.

@@ -181,8 +181,18 @@ def _conv(features: int, kernel: int, stride: int, dtype: DTypeLike | None, name
         use_bias=False,
         dtype=dtype,
         kernel_init=_init,
+        conv_general_dilated=_pointwise if kernel == 1 else None,
         name=name,
     )
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], *_, **how) -> jax.Array:
+    """Return a 1×1 convolution as a product of matrices, of which its gradient is one as well.
+
+    That of a convolution takes XLA ten times as long on a CPU.
+    """
+    pixels = x[:, :: strides[0], :: strides[1]]
+    return jnp.matmul(pixels, kernel[0, 0], precision=how["precision"])
 
 
 def _subsample(x: jax.Array, features: int, stride: int) -> jax.Array:
