@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.speed import canonicalization, results, timing, warp
+from benchmarks.speed import run as speed
 from benchmarks.speed.reference import Reference
 from benchmarks.speed.results import Comparison
 from benchmarks.speed.settings import Settings
+from equiadapt_jax.groups import Cyclic
+from equiadapt_jax.training.config import Config
+from tests.tiny_runs import ROOT, shipped
 
 FLOORS = timing.Floors(bytes_per_second=1e9, operations_per_second=1e10)
 
@@ -105,11 +109,27 @@ def test_peers_must_turn_as_ours_does():
 
 def test_every_group_of_ours_is_compiled_at_small_sizes():
     for group, _ in canonicalization.GROUPS.values():
-        function, params, accuracy = canonicalization.canonicalize(settings(), group)
+        function, params, _, accuracy = canonicalization.canonicalize(settings(), group)
         assert accuracy is None
         x = np.zeros((1, 32, 32, 3), np.float32)
         inputs, _ = jax.eval_shape(function, params, x)
         assert inputs.shape == x.shape
+
+
+def test_the_scorer_is_that_of_a_configuration_that_trains_it():
+    config = shipped(ROOT / "configs" / "cifar10_resnet20.py", "light")
+    assert dict(config.scorer.options) == canonicalization.SCORER
+
+
+@pytest.mark.parametrize("canonicalizer", ["features", "group_conv"])
+def test_runs_of_other_scorers_are_refused(canonicalizer, monkeypatch):
+    config = Config(group="cyclic8", canonicalizer=canonicalizer)
+    monkeypatch.setattr(speed, "read_config", lambda _: (config, None))
+    if canonicalizer == "group_conv":
+        assert speed.trained_for("run") == str(Cyclic(8))
+    else:
+        with pytest.raises(SystemExit, match="The scorer of run is features, .* give --scorers"):
+            speed.trained_for("run")
 
 
 def test_what_is_missing_is_noted():

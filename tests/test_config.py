@@ -174,7 +174,8 @@ def test_resolved_settings_build_the_same_and_survive_json(path):
     for role in ("scorer", "predictor"):
         network = build._network(role, settings.network_name(config, role))
         fields = {field.name for field in dataclasses.fields(network)}
-        given_elsewhere = {"group", "num_classes", "dtype", "pad", "fill", "parent", "name"}
+        given_elsewhere = {"group", "num_classes", "dtype", "remat", "pad", "fill"}
+        given_elsewhere |= {"parent", "name"}
         assert set(getattr(again, role).options) == fields - given_elsewhere
 
 
@@ -281,3 +282,25 @@ def test_every_configuration_builds_and_differentiates_in_full_size(path, varian
     assert shapes(gradients) == shapes(params)
     assert shapes(new_state) == shapes(state)
     assert metrics["pose_accuracy"].shape == ()
+
+
+def test_blocks_are_computed_again_where_that_is_asked_for():
+    """It changes no result: whatever is kept of runs without it is theirs, too."""
+    plain = resolve(shipped(ROOT / "configs" / "cifar10.py", "vit_b16"))
+    asked = dataclasses.replace(plain, predictor=dataclasses.replace(plain.predictor, remat=True))
+    assert settings.differences(plain, asked) == []
+    parts = [(config, config.predictor) for config in (plain, asked)]
+    assert settings.fingerprint(*parts[0]) == settings.fingerprint(*parts[1])
+
+    def kept(config):
+        model = build_model(config, 10)
+        images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+        params, state = jax.eval_shape(model.init, jax.random.key(0), images)
+
+        def loss(predictor, images):
+            return model.predictor.apply(predictor, state["predictor"], images)[0].sum()
+
+        back = jax.eval_shape(lambda *given: jax.vjp(loss, *given)[1], params["predictor"], images)
+        return sum(leaf.size for leaf in jax.tree.leaves(back))
+
+    assert kept(asked) < kept(plain) / 2

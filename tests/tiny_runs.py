@@ -42,7 +42,7 @@ SHIPPED = sorted((ROOT / "configs").glob("*.py"))
 # The variants in full size of configurations that have several.
 VARIANTS = {
     name: ["resnet50", "vit_b16"] for name in ("cifar10", "cifar100", "stl10", "imagenet2012")
-}
+} | {"cifar10_resnet20": ["", "group_conv", "light"]}
 
 
 def shipped(path: Path, variant: str = "") -> settings.Config:

@@ -40,7 +40,7 @@ def measure(settings: Settings) -> list[Comparison]:
     x = jnp.asarray(x, settings.dtype)
     adding = {}
     for name, group in GROUPS.items():
-        function, params, accuracy = canonicalize(settings, group, settings.dtype)
+        function, params, _, accuracy = canonicalize(settings, group, settings.dtype)
         adding[name] = compiled(function, params, x)
         adding[name][1]["pose_accuracy"] = accuracy
     found = []

@@ -15,7 +15,7 @@ from equiadapt_jax.groups import SO, Cyclic, Dihedral
 from equiadapt_jax.training.workdir import read_config
 
 PART = "canonicalization"
-SIZE, WORKING = 224, 96  # pixels; the second are those to which equiadapt resizes
+SIZE, SMALL, WORKING = 224, 32, 96  # pixels; the last are those to which equiadapt resizes
 # Of configs/cifar10_resnet20.py:light, which trains it.
 SCORER = {
     "features": (12, 24, 64), "kernels": (4, 4, 2), "strides": (2, 2, 2), "size": 56, "grid": 7,
@@ -31,7 +31,9 @@ GROUPS = {
 
 
 def canonicalize(settings: Settings, group, dtype: str = "float32"):
-    """(function, parameters, pose accuracy): images `(B, S, S, 3)` to canonical inputs and poses.
+    """(function, parameters, working size, pose accuracy) of canonicalization.
+
+    The function makes canonical inputs and poses of images `(B, S, S, 3)`.
 
     The scorer computes in dtype. Where a run of the group is among `settings.scorers` it is that of
     the run; else its parameters are random and the accuracy None.
@@ -49,19 +51,19 @@ def canonicalize(settings: Settings, group, dtype: str = "float32"):
         params = ea.load(run)[0]["scorer"]
         accuracy = json.loads((run / "metrics.json").read_text())["adapted/pose_accuracy"]
     else:
-        side = 32 if settings.small else SIZE
+        side = SMALL if settings.small else SIZE
         params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
 
     def function(params, x):
         canonical = finish(group, network.apply({"params": params}, x), x)
         return canonical.inputs, canonical.pose
 
-    return function, params, accuracy
+    return function, params, network.size or SMALL, accuracy
 
 
 def measure(settings: Settings) -> list[Comparison]:
     """One comparison for each group, and one over groups for a known pose."""
-    batch, size = (2, 32) if settings.small else (16, SIZE)
+    batch, size = (2, SMALL) if settings.small else (16, SIZE)
     x = np.random.default_rng(0).uniform(size=(batch, size, size, 3)).astype(np.float32)
     found = [beside_reference(settings, name, x) for name in GROUPS]
     return [*found, known_pose(settings, x)]
@@ -70,8 +72,8 @@ def measure(settings: Settings) -> list[Comparison]:
 def beside_reference(settings: Settings, name: str, x) -> Comparison:
     """The same images, by both packages."""
     group, theirs = GROUPS[name]
-    function, params, accuracy = canonicalize(settings, group)
-    working = 32 if settings.small else WORKING
+    function, params, size, accuracy = canonicalize(settings, group)
+    working = SMALL if settings.small else WORKING
     cases = {"ours": compiled(function, params, x)}
     cases["ours"][1]["pose_accuracy"] = accuracy
     if settings.reference:
@@ -86,10 +88,9 @@ def beside_reference(settings: Settings, name: str, x) -> Comparison:
     seconds = interleaved({name: case for name, (case, _) in cases.items()}, settings.rounds)
     costs = {name: cost for name, (_, cost) in cases.items()}
     floor = settings.floors.computing(costs["ours"]["operations"])
-    own = (STEERABLE if isinstance(group, SO) else SCORER)["size"]
     what = (
-        f"canonicalization, {name}, {len(x)} images of {x.shape[1]} pixels, of which scorers see "
-        f"{own}, equiadapt's {working}"
+        f"canonicalization, {name}, {len(x)} images of {x.shape[1]} pixels, of which the scorer "
+        f"sees {size}, equiadapt's {working}"
     )
     if settings.reference:
         settings.reference.forget()

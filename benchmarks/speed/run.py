@@ -58,6 +58,17 @@ def open_reference(asked: argparse.Namespace, missing: dict[str, str]) -> Refere
         return None
 
 
+def trained_for(run: Path) -> str:
+    """The group of a run whose scorer can be measured; a sentence and the end for another."""
+    config, _ = read_config(run)
+    if config.canonicalizer != "group_conv" or config.scorer.refine:
+        sys.exit(
+            f"The scorer of {run} is {config.canonicalizer}: give --scorers runs of group_conv for "
+            "finite groups, as configs/cifar10_resnet20.py:light makes them."
+        )
+    return str(group_of(config))
+
+
 def machine() -> dict[str, object]:
     """What was measured on, and with what."""
     versions = {}
@@ -119,7 +130,7 @@ def main() -> None:
     if asked.threads and importlib.util.find_spec("torch"):
         importlib.import_module("torch").set_num_threads(asked.threads)
     reference = open_reference(asked, missing)
-    scorers = {str(group_of(read_config(run)[0])): run for run in asked.scorers}
+    scorers = {trained_for(run): run for run in asked.scorers}
     floors = timing.floors(asked.small)
     settings = Settings(
         asked.rounds, asked.small, asked.batch, asked.dtype, floors, reference, scorers, missing

@@ -12,8 +12,8 @@ where an image is resampled twice, and costs four times the reads. It is not cli
 it leaves the range of the image by up to a seventh of the step there.
 
 What lies outside the image continues the edge (`pad="edge"`) or is `fill` (`pad="constant"`); no
-padded image is ever made. All functions are pure, and work under jit, vmap and in both modes of
-differentiation; see `actions.sampling` for the derivatives.
+padded image is made, but of those of one or two pixels. All functions are pure, and work under jit,
+vmap and in both modes of differentiation; see `actions.sampling` for the derivatives.
 """
 
 import jax

@@ -252,9 +252,10 @@ def _tap(pad, taps, image, quarter, mirror, i, j, fill):
 
 
 def _reader(image, quarter, mirror, i, j):
-    """read(m, n): pixels of the moved image at (i + m, j + n), at fixed steps from the first.
+    """read(m, n): pixels of the moved image at (i + m, j + n), in the dtype of i.
 
-    What lies outside the image is read from anywhere in it.
+    Steps m and n are whole numbers, for all pixels or for each. What lies outside the image is read
+    from anywhere in it.
     """
     size = len(image)
     start, down, right = _strides(size, size, quarter, mirror)
@@ -381,7 +382,7 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
 
     def add_columns(k, total):
         for j in [(together * k + n).astype(cos.dtype) for n in range(together)]:
-            place = (line - sin * (j - half)) / cos + half
+            place = (line - _product(sin, j - half)) / cos + half
             near = near_to(place)
             # From the line, and beyond the border, of the first; the others follow by steps.
             down, beyond = cos * (near - place), sin * (near - half) - cos * (j - half) - half
@@ -436,7 +437,7 @@ def _keys(distance, a=-0.75):
 
 def _three_weights(t):
     """The linear weights of the pixels at −1, 0 and 1, for a place t between −1 and 1."""
-    after = (t + jnp.abs(t)) / 2
+    after = (t + t * jnp.sign(t)) / 2  # the derivative of this, at 0, is that of both sides
     before = after - t
     return before, 1 - (before + after), after
 

@@ -167,11 +167,12 @@ def _turned_back(group, lattice, filters):
 
 def _turned_sum(group, lattice, convolved, row):
     """Σ_j j·(part j of plane row[j]), for planes `(B, S, S, |lattice| F)`."""
-    features = convolved[0].shape[-1] // len(lattice)
-    return sum(
+    dtype, features = convolved[0].dtype, convolved[0].shape[-1] // len(lattice)
+    parts = [
         image_actions.act(group, int(j), convolved[h][..., k * features : (k + 1) * features])
         for k, (j, h) in enumerate(zip(lattice, row, strict=True))
-    )
+    ]
+    return sum(part.astype(jnp.promote_types(dtype, jnp.float32)) for part in parts).astype(dtype)
 
 
 def _compose_table(group, right):

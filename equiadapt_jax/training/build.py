@@ -34,7 +34,17 @@ _SCORERS = {
 _PREDICTORS = {"vit": predictors.ViT, "resnet": predictors.ResNet}
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 # Set elsewhere in the settings, or by Flax.
-_NOT_OPTIONS = ("group", "num_classes", "outputs", "dtype", "pad", "fill", "parent", "name")
+_NOT_OPTIONS = (
+    "group",
+    "num_classes",
+    "outputs",
+    "dtype",
+    "remat",
+    "pad",
+    "fill",
+    "parent",
+    "name",
+)
 # What a network is made of where nothing is said of it.
 _SMALL = {
     "energy_resnet": {"stage_sizes": (1, 1, 1), "block": "basic", "width": 16, "stem": "cifar"}
@@ -65,9 +75,10 @@ def build_model(config: Config, classes: int) -> Adapted:
     mode, mask = config.adaptation.mode, None if config.mask == "none" else config.mask
     dtype = _DTYPES[config.dtype]
     scorer, features = _scorer(config, group, dtype)
+    how = {"dtype": dtype} | ({"remat": True} if config.predictor.remat else {})
     predictor = _make(
         "predictor", _network("predictor", config.predictor.name), (classes,),
-        config.predictor.options, dtype=dtype,
+        config.predictor.options, **how,
     )  # fmt: skip
     mean, std = (m[0] if len(m) == 1 else m for m in (config.predictor.mean, config.predictor.std))
     if mode in BASELINES:

@@ -52,7 +52,12 @@ def _check_ranges(config):
     """Refuse numbers that are none of their kind."""
     adaptation, clip = config.adaptation, config.optimizer.clip
     accumulate = config.optimizer.accumulate
-    for stage, steps in (("pretrain", config.pretrain.steps), ("adaptation", adaptation.steps)):
+    stages = {"adaptation": adaptation.steps}
+    if not adaptation.start:
+        stages["pretrain"] = config.pretrain.steps
+    if config.prior.name == "estimated":
+        stages["prior"] = config.prior.steps
+    for stage, steps in stages.items():
         if accumulate < 1 or steps % accumulate:
             raise ValueError(
                 f"config.optimizer.accumulate is {accumulate}, and config.{stage}.steps {steps}: "

@@ -80,6 +80,9 @@ class Predictor:
     )
     sha256: str = _setting("", "of the weight file, which is then compared with it")
     head: str = _setting("keep", "weights: keep the classifier, or a fresh one of zeros")
+    remat: bool = _setting(
+        False, "keep only what enters each block for the way back, for less memory (resnet, vit)"
+    )
     mean: tuple[float, ...] = _setting(
         (0.5,), "per channel, or one for all; empty: what is said beside the weights"
     )
@@ -330,19 +333,23 @@ def _freeze(value):
 # Images are known by their names, sizes and times, weights by content: neither by their place.
 _WITHOUT_EFFECT = (
     "name", "data.root", "data.data_dir", "adaptation.start", "predictor.weights",
-    "pretrain.directory", "chunk", "evaluation_group", "logging.every", "logging.tensorboard",
-    "logging.wandb",
+    "predictor.remat", "pretrain.directory", "chunk", "evaluation_group", "logging.every",
+    "logging.tensorboard", "logging.wandb",
 )  # fmt: skip
+
+# Younger than the fingerprints of some predictors that are kept; with these values as if not there.
+_YOUNGER = {"poses": (), "accumulate": 1}
 
 
 def fingerprint(*parts: Any) -> str:
     """Eight hexadecimal digits that change with any of the given settings, not with their place."""
 
     def whole(part):
-        values = _with_effect(part) if isinstance(part, Config) else dataclasses.asdict(part)
-        if isinstance(part, Data) and not part.poses:  # as before there were any
-            del values["poses"]
-        return values
+        if isinstance(part, Config):
+            return _with_effect(part)
+        values = dataclasses.asdict(part)
+        values.pop("remat", None)
+        return {n: v for n, v in values.items() if n not in _YOUNGER or v != _YOUNGER[n]}
 
     text = json.dumps(parts, default=whole, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
