@@ -269,12 +269,19 @@ def test_clipping_every_gradient_to_nothing_is_refused():
         check_training(config)
 
 
-@pytest.mark.parametrize("accumulate", [0, 3])
-def test_steps_that_would_be_left_over_are_refused(accumulate):
+@pytest.mark.parametrize(
+    ("accumulate", "prior", "sentence"),
+    [
+        (0, settings.Prior(), "accumulate is 0, and config.adaptation.steps 400: give 1, or"),
+        (16, settings.Prior(), "accumulate is 16, and config.pretrain.steps 1000: "),
+        (8, settings.Prior(name="estimated", steps=150), "8, and config.prior.steps 150: "),
+    ],
+)
+def test_steps_that_would_be_left_over_are_refused(accumulate, prior, sentence):
     config = dataclasses.replace(
-        settings.Config(), optimizer=settings.Optimizer(accumulate=accumulate)
+        settings.Config(), optimizer=settings.Optimizer(accumulate=accumulate), prior=prior
     )
-    with pytest.raises(ValueError, match=f"accumulate is {accumulate}, and config.pretrain"):
+    with pytest.raises(ValueError, match=sentence):
         check_training(config)
 
 
