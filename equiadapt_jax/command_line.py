@@ -109,6 +109,10 @@ def _one_sentence(main, arguments):
         main()
     except KeyboardInterrupt as interrupt:
         _end(interrupt)
+    except ImportError as error:  # of a module of C that was interrupted while it was loaded
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        _end(error.__cause__)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
             raise

@@ -217,6 +217,7 @@ def test_sigterm_saves_and_exits_with_its_own_code(wait, places, tmp_path):
         # Where Python would print the exception and go on.
         "gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT))\n"
         "def main(): gc.collect()",
+        "def main(): raise ImportError('initialization failed') from KeyboardInterrupt()",
     ],
 )
 def test_ctrl_c_ends_a_command_without_clearing_up(program):
