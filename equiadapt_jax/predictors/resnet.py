@@ -63,8 +63,7 @@ class ResNet(nn.Module):
     widest of images and parameters. `bn_momentum` is the share of the old statistics that stays
     (PyTorch counts the other share); the running variance is the unbiased one, as PyTorch's.
 
-    `remat` keeps only what enters each block for the way back, which computes the rest anew: less
-    memory for about a third more time.
+    `remat` keeps only what enters each block for the way back, which computes the rest anew.
 
     The output of each stage is sown into the collection "features", for scorers that read features.
 
@@ -189,7 +188,7 @@ def _conv(features: int, kernel: int, stride: int, dtype: DTypeLike | None, name
 def _pointwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], *_, **how) -> jax.Array:
     """Return a 1×1 convolution as a product of matrices, of which its gradient is one as well.
 
-    That of a convolution takes XLA ten times as long on a CPU.
+    That of a convolution takes XLA several times as long on a CPU.
     """
     pixels = x[:, :: strides[0], :: strides[1]]
     return jnp.matmul(pixels, kernel[0, 0], precision=how["precision"])

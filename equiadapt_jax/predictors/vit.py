@@ -47,8 +47,7 @@ class ViT(nn.Module):
     embedding, the attention's projection and both layers of each perceptron, in training only and
     then from the key `rngs={"dropout": key}`.
 
-    `remat` keeps only what enters each block for the way back, which computes the rest anew: less
-    memory for about a third more time.
+    `remat` keeps only what enters each block for the way back, which computes the rest anew.
 
     The patch tokens after one, two and three thirds of the blocks are sown into the collection
     "features" as maps, for scorers that read features.
