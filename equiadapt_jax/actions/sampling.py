@@ -172,7 +172,7 @@ def _move(image, quarter, mirror):
     start, down, right = _strides(height, width, quarter, mirror)
     flat = image.reshape(height * width, -1)
     places = start + down * i[:, None] + right * j[None, :]
-    return flat.at[places].get(mode="promise_in_bounds")
+    return flat.at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def _axes(size, dtype):
@@ -184,6 +184,11 @@ def _axes(size, dtype):
 def _places(y, x, cos, sin):
     """Row and column at which the output pixel (y, x) reads, all from the centre."""
     return _product(sin, x) + _product(cos, y), _product(cos, x) - _product(sin, y)
+
+
+def _clip(x, low, high):
+    """jnp.clip whose derivative is not asked for; maxima that heed NaN take XLA several steps."""
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
 
 def _product(a, b):
@@ -228,10 +233,10 @@ def _along(pad, taps, place, size):
     near_to, offsets, weights = taps
     place = place + (size - 1) / 2
     if pad == "edge":
-        place = jnp.clip(place, 0, size - 1)
+        place = _clip(place, 0, size - 1)
     near = near_to(place)
     if _within(pad, taps):
-        near = jnp.clip(near, -offsets[0], size - 1 - offsets[-1])
+        near = _clip(near, -offsets[0], size - 1 - offsets[-1])
     return near, list(weights((place - near)[..., None]))
 
 
@@ -245,7 +250,7 @@ def _tap(pad, taps, image, quarter, mirror, i, j, fill):
             return read(m, n)
         row, column = i + m, j + n
         inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
-        pixels = read(jnp.clip(row, 0, size - 1) - i, jnp.clip(column, 0, size - 1) - j)
+        pixels = read(_clip(row, 0, size - 1) - i, _clip(column, 0, size - 1) - j)
         return jnp.where(inside[..., None], pixels, fill) if pad == "constant" else pixels
 
     return tap
@@ -264,7 +269,8 @@ def _reader(image, quarter, mirror, i, j):
 
     def read(m, n):
         m, n = (jnp.asarray(step, jnp.int32) for step in (m, n))
-        return flat.at[first + (m * down + n * right)].get(mode="clip").astype(i.dtype)
+        there = flat.at[first + (m * down + n * right)]
+        return there.get(mode="clip", wrap_negative_indices=False).astype(i.dtype)
 
     return read
 
@@ -293,15 +299,12 @@ def _slope(pad, taps, image, quarter, mirror, cos, sin, fill, by_cos, by_sin):
 
 def _slopes(pad, taps, place, size):
     """The derivatives of the weights of `_along`."""
-    if taps[2] is not _three_weights:
-        along = functools.partial(_along, pad, taps, size=size)
-        return jax.jvp(lambda place: along(place)[1], (place,), (jnp.ones_like(place),))[1]
     half = (size - 1) / 2
     # Beyond a continued edge nothing changes, on it half as much as within.
-    change = (jnp.sign(half - jnp.abs(place)) + 1) / 2 if pad == "edge" else 1
-    place = jnp.clip(place, -half, half) if pad == "edge" else place
-    side = jnp.sign(place + half - _along(pad, taps, place, size)[0])
-    return [(change * w)[..., None] for w in ((side - 1) / 2, -side, (side + 1) / 2)]
+    change = (jnp.sign(half - jnp.abs(place)) + 1) / 2 if pad == "edge" else jnp.ones_like(place)
+    place = _clip(place, -half, half) if pad == "edge" else place
+    t = place + half - _along(pad, taps, place, size)[0]
+    return jax.jvp(lambda t: list(taps[2](t)), (t[..., None],), (change[..., None],))[1]
 
 
 def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
@@ -317,14 +320,15 @@ def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
     # From the pixel to what its window is about; the others of the window follow by steps.
     row, column = top - half - row, left - half - column
     row, column = sin * column + cos * row, cos * column - sin * row
-    add = _adder(image, quarter, mirror, top, left)
+    read = _reader(image, quarter, mirror, top, left)
 
     def add_row(k, total):
         step = jnp.asarray(k, cos.dtype)
         for n in offsets:
-            down, across = row + (step * cos + n * sin), column + (n * cos - step * sin)
+            down = row + _outside(top + k, size) + (step * cos + n * sin)
+            across = column + _outside(left + n, size) + (n * cos - step * sin)
             weight = _weight(pad, kernel, down, y, half) * _weight(pad, kernel, across, x, half)
-            total += add(k, n, weight)
+            total += weight[..., None] * read(k, n)
         return total
 
     total = jnp.zeros(image.shape, cos.dtype)
@@ -337,17 +341,9 @@ def _transpose(pad, interpolation, image, quarter, mirror, cos, sin):
     return total.astype(image.dtype)
 
 
-def _adder(image, quarter, mirror, i, j):
-    """add(m, n, weight): so much of the pixels of the moved image at (i + m, j + n), if any."""
-    size = len(image)
-    read = _reader(image, quarter, mirror, i, j)
-
-    def add(m, n, weight):
-        for place in (i + m, j + n):
-            weight = weight * ((place >= 0) & (place < size)).astype(weight.dtype)
-        return weight[..., None] * read(m, n)
-
-    return add
+def _outside(place, size):
+    """What to add to a distance so that no kernel reaches a pixel that the image does not have."""
+    return jnp.where((place >= 0) & (place < size), 0, 2 * size + 16).astype(place.dtype)
 
 
 def _weight(pad, kernel, distance, pixel, half):
@@ -360,8 +356,8 @@ def _weight(pad, kernel, distance, pixel, half):
     if pad == "constant" or kernel is _hat:
         return kernel(distance)
     place = pixel + distance
-    share = 1 - jnp.clip(jnp.abs(place) - half, 0, 1)
-    place = jnp.clip(place, -half, half)
+    share = 1 - _clip(jnp.abs(place) - half, 0, 1)
+    place = _clip(place, -half, half)
     # The kernel reads the border once more, in place of the first pixel beyond it.
     again = jnp.where(jnp.abs(pixel) == half, kernel(jnp.abs(place - pixel) + 1), 0)
     return share * (kernel(place - pixel) + again)
@@ -386,10 +382,13 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
             near = near_to(place)
             # From the line, and beyond the border, of the first; the others follow by steps.
             down, beyond = cos * (near - place), sin * (near - half) - cos * (j - half) - half
-            add = _adder(image, quarter, mirror, near, j)
+            down += _outside(j, size)
+            read = _reader(image, quarter, mirror, near, j)
             for n in offsets:
-                weight = _weight("edge", kernel, down + n * cos, line, half)
-                total += add(n, 0, weight * jnp.clip(beyond + n * sin, 0, 1))
+                distance = down + _outside(near + n, size) + n * cos
+                weight = _weight("edge", kernel, distance, line, half)
+                weight *= _clip(beyond + n * sin, 0, 1)
+                total += weight[:, None] * read(n, 0)
         return total
 
     columns = math.ceil(0.293 * size) + 1
@@ -400,10 +399,9 @@ def _beyond(interpolation, image, quarter, mirror, cos, sin):
 def _on_borders(image, sides):
     """The image and what its borders add up; that of side k is the left one of k quarter turns."""
     left, top, right, bottom = sides[0], sides[1, ::-1], sides[2, ::-1], sides[3]
-    first, last = (jnp.arange(len(image)) == place for place in (0, len(image) - 1))
-    for at, down, along in ((first, left, top), (last, right, bottom)):
-        image += jnp.where(at[None, :, None], down[:, None], 0)
-        image += jnp.where(at[:, None, None], along[None, :], 0)
+    how = {"indices_are_sorted": True, "unique_indices": True}  # XLA adds a slice in its place
+    for place, down, along in ((0, left, top), (len(image) - 1, right, bottom)):
+        image = image.at[:, place].add(down, **how).at[place].add(along, **how)
     return image
 
 
@@ -423,9 +421,9 @@ def _cubic_weights(t, a=-0.75):
 
 
 def _hat(distance):
-    """The linear kernel; a maximum, which heeds NaN, would take XLA several instructions."""
+    """The linear kernel."""
     near = 1 - jnp.abs(distance)
-    return (near + jnp.abs(near)) / 2
+    return jnp.where(near < 0, 0, near)  # one instruction, where a maximum takes XLA several
 
 
 def _keys(distance, a=-0.75):

@@ -14,9 +14,9 @@ e^{ikα} is also e^{i(k−4)α}, and to long waves the one of lower order answer
 order 3 or 4, however little of it there is.
 
 For quarter turns, and for O(2) mirrors, it holds to the bit: the turned copies of the images go
-through the network one after the other, since in one batch of all a processor would round the last
-pixels in another order, and their vectors, carried back, are added up in an order that these turns
-do not change.
+through the network in a loop, so that each is computed alike, where in one batch of all, or with
+its own turn compiled into what follows, sums would be rounded in another order. Their vectors,
+carried back, are added up in an order that these turns do not change.
 """
 
 import functools
@@ -80,19 +80,19 @@ class SteerableNet(nn.Module):
             biases.append(self.param(f"bias{i}", nn.initializers.zeros, shape))
             into = channels
         pool = self._pooling(into)
-        hidden, weigh = self._weighing()
+        weigh = self._weighing()
 
         def vectors(copy):
             x = _seen(copy.astype(jnp.promote_types(copy.dtype, jnp.float32)))
             fields = x.astype(dtype)[..., None, None, :]  # one order, its real part
             for i in range(len(self.layers)):
                 fields = self._layer(i, fields, filters[i], biases[i])
-            return self._vectors(self._pool(fields, pool), hidden, weigh)
+            return self._vectors(self._pool(fields, pool), weigh)
 
         lattice = self.group.subgroup(4)
         inverses = map(lattice.inverse, range(lattice.order))
-        found = [vectors(x) for x in turned_copies(lattice, inverses, images, self.size)]
-        return _carried_back(self.group, jnp.stack(found))
+        copies = jnp.stack(turned_copies(lattice, inverses, images, self.size))
+        return _carried_back(self.group, jax.lax.map(vectors, copies))
 
     def _filters(self, i, kernel, into, channels):
         """Filters `(K, K, in, out)` of a layer, to fields and to the gates of all of them."""
@@ -160,18 +160,24 @@ class SteerableNet(nn.Module):
         return pooled * jax.lax.rsqrt(square + _FAINT)
 
     def _weighing(self):
-        """The two layers that weigh vectors by what does not turn."""
+        """The two layers that weigh vectors by what does not turn, without state for the loop."""
         count, parts = (1, 2) if isinstance(self.group, SO) else (2, 1)
-        hidden = nn.Dense(self.hidden, precision=_EXACT, name="hidden")
-        return hidden, nn.Dense(count * 2 * self.hidden * parts, precision=_EXACT, name="weigh")
+        hidden = self._dense("hidden", 4 * self.hidden, self.hidden)
+        weigh = self._dense("weigh", self.hidden, count * 2 * self.hidden * parts)
+        return lambda x: weigh(nn.gelu(hidden(x)))
 
-    def _vectors(self, pooled, hidden, weigh):
+    def _dense(self, name, into, out):
+        layer = nn.Dense(out, precision=_EXACT, parent=None)
+        params = self.param(name, lambda key: layer.init(key, jnp.zeros((1, into)))["params"])
+        return functools.partial(layer.apply, {"params": params})
+
+    def _vectors(self, pooled, weigh):
         """Vectors `(B, k, 2)`: order 1 of pooled fields, weighed by what does not turn."""
         rotations = isinstance(self.group, SO)
         scalar, vector, axis = (pooled[:, n] for n in ORDERS)
         signed = [scalar.real, scalar.imag] if rotations else [scalar.real, scalar.imag**2]
         squares = [_square(z) for z in (vector, axis)]
-        weights = weigh(nn.gelu(hidden(jnp.concatenate(signed + squares, -1))))
+        weights = weigh(jnp.concatenate(signed + squares, -1))
         count, parts = (1, 2) if rotations else (2, 1)
         weights = weights.reshape(-1, count, 2 * self.hidden, parts)
         found = jnp.concatenate([vector, axis * vector.conj()], -1)[:, None]
