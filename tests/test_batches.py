@@ -133,10 +133,10 @@ def test_images_that_are_kept_are_those_that_were_read(dtype, size):
 def test_more_images_than_memory_allows_are_read_anew(monkeypatch):
     source = [{"image": random_image((4, 4, 3)), "label": i} for i in range(3)]
     monkeypatch.setattr(batching, "MEMORY_LIMIT", 3 * 4 * 4 * 3 + 1)
-    assert FittedSource(source, size=4, how="pad", keep=True)._keeps
+    assert FittedSource(source, size=4, how="pad", keep=True).keeps
     monkeypatch.setattr(batching, "MEMORY_LIMIT", 3 * 4 * 4 * 3)
     large = FittedSource(source, size=4, how="pad", keep=True)
-    assert not large._keeps
+    assert not large.keeps
     np.testing.assert_array_equal(large[1]["image"], data.to_unit(source[1]["image"]))
 
 

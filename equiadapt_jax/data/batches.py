@@ -29,8 +29,8 @@ class FittedSource:
         self.shape = first["image"].shape
         whole = stored.dtype.kind == "u" and stored.shape == self.shape
         kept = stored if whole else first["image"]
-        self._keeps = keep and not named and len(source) * kept.nbytes < MEMORY_LIMIT
-        count = len(source) if self._keeps else 0
+        self.keeps = keep and not named and len(source) * kept.nbytes < MEMORY_LIMIT
+        count = len(source) if self.keeps else 0
         self._images = np.empty((count, *self.shape), kept.dtype)
         self._labels = np.full(count, -1, np.int32)  # where none is kept
 
@@ -38,13 +38,18 @@ class FittedSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if self._keeps and self._labels[index] >= 0:
+        if self.keeps and self._labels[index] >= 0:
             return {"image": to_unit(self._images[index]), "label": self._labels[index]}
         stored, example = self._read(index)
         self._check_shape(index, example["image"].shape)
-        if self._keeps:
+        if self.keeps:
             self._keep(index, stored, example)
         return example
+
+    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Examples side by side: image (B, S, S, C), label (B,)."""
+        examples = [self[index] for index in indices]
+        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
     def _read(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The image as stored (H, W, C), and the fitted example."""
@@ -84,14 +89,16 @@ def training_batches(
     batch_size: int,
     seed: int,
     epochs: int | None = None,
-    threads: int = 4,
+    threads: int | None = None,
 ) -> Any:
     """Return a Grain iterator of shuffled batches: image float32 (B, S, S, C), label int32 (B,).
 
     Every epoch is shuffled anew from `seed`; without `epochs` the stream is endless. The state
     (`get_state`, `set_state`, `grain.checkpoint`) continues it exactly where it stood. `batch_size`
     counts all processes: each gets its own B = batch_size / jax.process_count() images of the
-    batch that a single process would get. ValueError if there are fewer examples than a batch.
+    batch that a single process would get. Batches are made in `threads`: None for one where the
+    images stay in memory, which more would only wait for, else four. ValueError if there are fewer
+    examples than a batch.
     """
     import grain
     import jax
@@ -106,10 +113,14 @@ def training_batches(
             f"The source has {len(source)} examples, fewer than batch_size={batch_size}; "
             "choose a smaller batch or a larger split."
         )
-    examples = grain.MapDataset.source(FittedSource(source, size=size, how=how, keep=True))
-    examples = examples.seed(seed).shuffle().repeat(epochs)
-    examples = examples[jax.process_index() :: jax.process_count()]
-    batches = examples.batch(batch_size // jax.process_count(), drop_remainder=True)
+    fitted = FittedSource(source, size=size, how=how, keep=True)
+    # Grain handles numbers rather than examples: what it does for each of them takes its time.
+    numbers = grain.MapDataset.range(len(fitted)).seed(seed).shuffle().repeat(epochs)
+    numbers = numbers[jax.process_index() :: jax.process_count()]
+    share = batch_size // jax.process_count()
+    batches = numbers.batch(share, drop_remainder=True, batch_fn=list).map(fitted.batch)
+    if threads is None:
+        threads = 1 if fitted.keeps else 4
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(batches.to_iter_dataset(options))
 
@@ -151,8 +162,8 @@ def evaluation_batches(
 
 def _evaluation_batches(source: FittedSource, size: int) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(source), size):
-        examples = [source[index] for index in range(start, min(start + size, len(source)))]
-        mask = np.arange(size) < len(examples)
-        examples += examples[-1:] * (size - len(examples))
-        batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
-        yield {**batch, "mask": mask}
+        last = min(start + size, len(source))
+        missing = start + size - last
+        batch = source.batch(range(start, last))
+        filled = {key: np.concatenate([a, *[a[-1:]] * missing]) for key, a in batch.items()}
+        yield {**filled, "mask": np.arange(size) < last - start}
