@@ -33,7 +33,7 @@ def test_training_batches(digits):
     batch = next(batches)
     assert batch["image"].shape == (32, 12, 12, 1)
     assert (batch["image"].dtype, batch["label"].dtype) == (np.float32, np.int32)
-    same, other = train(digits, threads=0), train(digits, seed=8)
+    same, other = train(digits, threads=0), train(digits, seed=8)  # four threads and none
     assert_same(batch, next(same))
     assert not np.array_equal(batch["image"], next(other)["image"])
     for _ in range(45):  # into the second epoch
@@ -133,10 +133,10 @@ def test_images_that_are_kept_are_those_that_were_read(dtype, size):
 def test_more_images_than_memory_allows_are_read_anew(monkeypatch):
     source = [{"image": random_image((4, 4, 3)), "label": i} for i in range(3)]
     monkeypatch.setattr(batching, "MEMORY_LIMIT", 3 * 4 * 4 * 3 + 1)
-    assert FittedSource(source, size=4, how="pad", keep=True).keeps
+    assert FittedSource(source, size=4, how="pad", keep=True)._keeps
     monkeypatch.setattr(batching, "MEMORY_LIMIT", 3 * 4 * 4 * 3)
     large = FittedSource(source, size=4, how="pad", keep=True)
-    assert not large.keeps
+    assert not large._keeps
     np.testing.assert_array_equal(large[1]["image"], data.to_unit(source[1]["image"]))
 
 

@@ -29,8 +29,8 @@ class FittedSource:
         self.shape = first["image"].shape
         whole = stored.dtype.kind == "u" and stored.shape == self.shape
         kept = stored if whole else first["image"]
-        self.keeps = keep and not named and len(source) * kept.nbytes < MEMORY_LIMIT
-        count = len(source) if self.keeps else 0
+        self._keeps = keep and not named and len(source) * kept.nbytes < MEMORY_LIMIT
+        count = len(source) if self._keeps else 0
         self._images = np.empty((count, *self.shape), kept.dtype)
         self._labels = np.full(count, -1, np.int32)  # where none is kept
 
@@ -38,17 +38,20 @@ class FittedSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if self.keeps and self._labels[index] >= 0:
+        if self._keeps and self._labels[index] >= 0:
             return {"image": to_unit(self._images[index]), "label": self._labels[index]}
         stored, example = self._read(index)
         self._check_shape(index, example["image"].shape)
-        if self.keeps:
+        if self._keeps:
             self._keep(index, stored, example)
         return example
 
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Examples side by side: image (B, S, S, C), label (B,)."""
-        examples = [self[index] for index in indices]
+        """Several examples, each value with a leading axis of their number."""
+        rows = list(indices)
+        if self._keeps and (self._labels[rows] >= 0).all():
+            return {"image": to_unit(self._images[rows]), "label": self._labels[rows]}
+        examples = [self[index] for index in rows]
         return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
     def _read(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -89,16 +92,14 @@ def training_batches(
     batch_size: int,
     seed: int,
     epochs: int | None = None,
-    threads: int | None = None,
+    threads: int = 4,
 ) -> Any:
     """Return a Grain iterator of shuffled batches: image float32 (B, S, S, C), label int32 (B,).
 
     Every epoch is shuffled anew from `seed`; without `epochs` the stream is endless. The state
     (`get_state`, `set_state`, `grain.checkpoint`) continues it exactly where it stood. `batch_size`
     counts all processes: each gets its own B = batch_size / jax.process_count() images of the
-    batch that a single process would get. Batches are made in `threads`: None for one where the
-    images stay in memory, which more would only wait for, else four. ValueError if there are fewer
-    examples than a batch.
+    batch that a single process would get. ValueError if there are fewer examples than a batch.
     """
     import grain
     import jax
@@ -114,13 +115,11 @@ def training_batches(
             "choose a smaller batch or a larger split."
         )
     fitted = FittedSource(source, size=size, how=how, keep=True)
-    # Grain handles numbers rather than examples: what it does for each of them takes its time.
+    # Of numbers rather than examples, which are cheaper to read a batch at a time.
     numbers = grain.MapDataset.range(len(fitted)).seed(seed).shuffle().repeat(epochs)
     numbers = numbers[jax.process_index() :: jax.process_count()]
     share = batch_size // jax.process_count()
     batches = numbers.batch(share, drop_remainder=True, batch_fn=list).map(fitted.batch)
-    if threads is None:
-        threads = 1 if fitted.keeps else 4
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(batches.to_iter_dataset(options))
 
@@ -162,8 +161,10 @@ def evaluation_batches(
 
 def _evaluation_batches(source: FittedSource, size: int) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(source), size):
-        last = min(start + size, len(source))
-        missing = start + size - last
-        batch = source.batch(range(start, last))
-        filled = {key: np.concatenate([a, *[a[-1:]] * missing]) for key, a in batch.items()}
-        yield {**filled, "mask": np.arange(size) < last - start}
+        rows = np.arange(start, start + size)
+        mask = rows < len(source)
+        batch = source.batch(rows[mask].tolist())
+        if not mask.all():
+            last = np.minimum(np.arange(size), mask.sum() - 1)
+            batch = {key: array[last] for key, array in batch.items()}
+        yield {**batch, "mask": mask}

@@ -160,16 +160,17 @@ class SteerableNet(nn.Module):
         return pooled * jax.lax.rsqrt(square + _FAINT)
 
     def _weighing(self):
-        """The two layers that weigh vectors by what does not turn, without state for the loop."""
+        """The two layers that weigh vectors by what does not turn."""
         count, parts = (1, 2) if isinstance(self.group, SO) else (2, 1)
         hidden = self._dense("hidden", 4 * self.hidden, self.hidden)
         weigh = self._dense("weigh", self.hidden, count * 2 * self.hidden * parts)
         return lambda x: weigh(nn.gelu(hidden(x)))
 
     def _dense(self, name, into, out):
-        layer = nn.Dense(out, precision=_EXACT, parent=None)
-        params = self.param(name, lambda key: layer.init(key, jnp.zeros((1, into)))["params"])
-        return functools.partial(layer.apply, {"params": params})
+        """A layer as a plain function: a bound module may not be called within lax.map."""
+        layer = nn.Dense(out, precision=_EXACT, name=name)
+        layer(jnp.zeros((1, into)))  # makes its parameters
+        return functools.partial(layer.clone(parent=None, name=None).apply, layer.variables)
 
     def _vectors(self, pooled, weigh):
         """Vectors `(B, k, 2)`: order 1 of pooled fields, weighed by what does not turn."""
