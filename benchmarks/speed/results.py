@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,15 @@ def plot(comparisons: list[Comparison], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = [c for c in comparisons if c.ratio is not None][::-1]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.3 * len(shown)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.4 * len(shown)), layout="constrained")
     ratios = [c.ratio for c in shown]
-    axes.barh([f"{c.what} ({c.ours} / {c.other})" for c in shown], ratios, color="#4477aa")
-    for place, ratio in enumerate(ratios):
-        axes.text(ratio, place, f" {ratio:.2g}", va="center", fontsize=8)
+    names = [textwrap.fill(f"{c.what} ({c.ours} / {c.other})", 56) for c in shown]
+    bars = axes.barh(names, ratios, color="#4477aa")
+    axes.bar_label(bars, fmt=" {:.2g}", fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xlabel("time of ours over that of the other, medians over rounds")
+    axes.set_xlim(min(ratios) / 2, 2 * max(ratios))
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("ratio of times, medians over rounds")
     figure.savefig(path, dpi=120)
     plt.close(figure)
