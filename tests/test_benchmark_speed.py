@@ -62,8 +62,8 @@ def test_floors_are_what_is_moved_and_computed_at_the_measured_rates():
 
 def test_the_table_puts_ratios_first():
     told = results.table([compared(floor=0.5), compared(what="other", seconds={"ours": [1.0]})])
-    assert "| turns | 0.5 | ours | fast | 500 | ours 2e+03 (1.5e+03–5.5e+03); fast" in told
-    assert "| other | – | ours | – | – | ours 1e+03" in told
+    assert "| turns | 0.5 | ours | fast | 500 | ours 2,000 (1,500–5,500); fast" in told
+    assert "| other | – | ours | – | – | ours 1,000" in told
     costs = results.costs_table([compared(costs={"ours": {"compile_seconds": 1.5, "bytes": 2e6}})])
     assert "| turns | ours | 1.50 | 2.0 | – |" in costs
     trained = {"bytes": 2e6, "pose_accuracy": 0.614}

@@ -70,15 +70,19 @@ def table(comparisons: list[Comparison]) -> str:
     ]
     for c in comparisons:
         ratio = "–" if c.ratio is None else f"{c.ratio:.3g}"
-        floor = "–" if c.floor is None else f"{1e3 * c.floor:.3g}"
+        floor = "–" if c.floor is None else _milliseconds(c.floor)
         times = "; ".join(f"{name} {_times(seconds)}" for name, seconds in c.seconds.items())
         lines.append(f"| {c.what} | {ratio} | {c.ours} | {c.other or '–'} | {floor} | {times} |")
     return "\n".join(lines) + "\n"
 
 
 def _times(seconds):
-    low, middle, high = (f"{1e3 * s:.3g}" for s in quartiles(seconds))
+    low, middle, high = map(_milliseconds, quartiles(seconds))
     return f"{middle} ({low}–{high})"
+
+
+def _milliseconds(seconds):
+    return f"{float(f'{1e3 * seconds:.3g}'):,g}"  # three digits, and no power of ten
 
 
 def costs_table(comparisons: list[Comparison]) -> str:
