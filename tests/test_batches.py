@@ -126,6 +126,14 @@ def test_images_that_are_kept_are_those_that_were_read(dtype, size):
             )
             assert kept[i]["image"].dtype == np.float32
             assert kept[i]["label"] == i
+        together = kept.batch(range(3))
+        expected = [data.fit(data.to_unit(image), size, "pad") for image in images]
+        np.testing.assert_array_equal(together["image"], expected)
+        np.testing.assert_array_equal(together["label"], range(3))
+        assert together["image"].dtype == np.float32
+        both = kept.batch([1, 0])  # where all are kept, at once
+        np.testing.assert_array_equal(both["image"], expected[1::-1])
+        np.testing.assert_array_equal(both["label"], [1, 0])
     again = {i for i in range(3) if reads.count(i) > 1}
     assert again == ({2} if size == 6 and dtype != np.float32 else set())
 

@@ -39,5 +39,5 @@ def test_gradients_are_the_same_and_less_is_kept(name):
         back = jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], variables["params"])
         kept.append(sum(leaf.size for leaf in jax.tree.leaves(back)))
     for mine, other in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(mine, other, atol=1e-5 * np.abs(other).max())
+        np.testing.assert_allclose(mine, other, atol=2e-6 * np.abs(other).max())
     assert kept[1] < kept[0] / 3

@@ -82,7 +82,6 @@ def floors(small: bool = False) -> Floors:
     if jax.default_backend() != "cpu" and not small:
         size = 8192
     numbers, matrix = jnp.zeros(count), jnp.ones((size, size))
-    size_in_bytes = numbers.nbytes
     add, _ = compile_(lambda x: x + 1, numbers, donate_argnums=0)
 
     def copy() -> None:
@@ -94,7 +93,7 @@ def floors(small: bool = False) -> Floors:
         name: min(seconds)
         for name, seconds in interleaved({"copy": copy, "product": product}, 7).items()
     }
-    return Floors(2 * size_in_bytes / best["copy"], 2 * size**3 / best["product"])
+    return Floors(2 * numbers.nbytes / best["copy"], 2 * size**3 / best["product"])
 
 
 def quartiles(seconds: list[float]) -> tuple[float, float, float]:

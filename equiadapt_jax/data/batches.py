@@ -165,6 +165,6 @@ def _evaluation_batches(source: FittedSource, size: int) -> Iterator[dict[str, n
         mask = rows < len(source)
         batch = source.batch(rows[mask].tolist())
         if not mask.all():
-            last = np.minimum(np.arange(size), mask.sum() - 1)
-            batch = {key: array[last] for key, array in batch.items()}
+            repeated = np.minimum(np.arange(size), mask.sum() - 1)
+            batch = {key: array[repeated] for key, array in batch.items()}
         yield {**batch, "mask": mask}
