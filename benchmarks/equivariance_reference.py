@@ -22,20 +22,20 @@ from equiadapt.images.canonicalization.discrete_group import GroupEquivariantIma
 from equiadapt.images.canonicalization_networks import ESCNNEquivariantNetwork
 from equiadapt.images.canonicalization_networks.escnn_networks import ESCNNSteerableNetwork
 
-SETTINGS = OmegaConf.create(reference.CANONICALIZATION)
+SIDE = reference.WORKING
+SETTINGS = OmegaConf.create({**reference.CANONICALIZATION, "resize_shape": SIDE})
 
 
 def build(group: str, size: int) -> torch.nn.Module:
     """The canonicalizer of a group, for images (B, 3, size, size)."""
-    side = reference.CANONICALIZATION["resize_shape"]
     torch.manual_seed(0)
     if group in ("so2", "o2"):
         kind = {"so2": "rotation", "o2": "roto-reflection"}[group]
-        network = ESCNNSteerableNetwork((3, side, side), 4, 5, kind, 2)
+        network = ESCNNSteerableNetwork((3, SIDE, SIDE), 4, 5, kind, 2)
         return SteerableImageCanonicalization(network, SETTINGS, (3, size, size)).eval()
     kind = "rotation" if group.startswith("cyclic") else "roto-reflection"
     rotations = int("".join(filter(str.isdigit, group)))
-    network = ESCNNEquivariantNetwork((3, side, side), 8, 5, kind, rotations, 3)
+    network = ESCNNEquivariantNetwork((3, SIDE, SIDE), 8, 5, kind, rotations, 3)
     return GroupEquivariantImageCanonicalization(network, SETTINGS, (3, size, size)).eval()
 
 

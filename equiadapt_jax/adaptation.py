@@ -251,8 +251,14 @@ class Adapted:
     def _squares(self, images):
         """Images in the centre of squares, where they are not and the group or mask asks for it.
 
-        TypeError for images that are not floats: everything a user passes comes by here.
+        TypeError for images that are not floats, ValueError for another order of axes: everything
+        a user passes comes by here.
         """
+        if images.ndim != 4 or _channels_first(images.shape):
+            raise ValueError(
+                f"Images have shape (B, H, W, C), got {images.shape}: transpose channels that come "
+                "first, and give a single image a batch of one."
+            )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(
                 f"Images of dtype {images.dtype} are not the floats in [0, 1] that this takes: "
@@ -325,6 +331,12 @@ class Adapted:
             soft = canonicalization.weights(scores, method="soft", temperature=self.temperature)
             canonical = canonical._replace(weights=soft)
         return canonical, state
+
+
+def _channels_first(shape) -> bool:
+    """Whether it is (B, C, S, S): as (B, H, W, C) it had one or three rows, and S channels."""
+    _, channels, height, width = shape
+    return channels in (1, 3) and height == width > 4
 
 
 def _two(key):

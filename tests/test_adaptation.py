@@ -311,6 +311,25 @@ def test_images_of_integers_are_refused(dtype):
             function(params, state, X.astype(dtype))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 8, 8), (8, 8, 1), (1, 2, 8, 8, 1)])
+def test_images_with_other_axes_are_refused(shape):
+    model, params, state, _ = built()
+    images = jnp.zeros(shape)
+    for function in (model.apply, model.canonicalize, model.predict):
+        with pytest.raises(ValueError, match=r"\(B, H, W, C\), got .*: transpose channels"):
+            function(params, state, images)
+    with pytest.raises(ValueError, match=r"\(B, H, W, C\), got"):
+        model.init(jax.random.key(0), images)
+
+
+def test_images_of_few_rows_are_taken():
+    half_turn = Cyclic(2)
+    scorer = ea.from_function(lambda params, x: jnp.zeros((len(x), 2)))
+    model = ea.adapt(half_turn, scorer, ea.from_function(lambda params, x: x.mean((1, 2))))
+    params, state = model.init(jax.random.key(0), jnp.zeros((1, 3, 8, 4)))
+    assert model.apply(params, state, jnp.zeros((2, 3, 8, 4)))[0][0].shape == (2, 4)
+
+
 def test_a_predictor_given_without_its_state_is_refused():
     model = ea.adapt(C4, ea.from_function(lambda p, x: x), ea.from_function(lambda p, x: x))
     with pytest.raises(TypeError, match=r"predictor is a dict: give \(params, state\)"):

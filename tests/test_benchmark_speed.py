@@ -26,7 +26,9 @@ def compared(**changes):
 
 def settings(**changes):
     made = {"rounds": 2, "small": True, "batch": 2, "dtype": "float32", "floors": FLOORS}
-    return Settings(**(made | {"reference": None, "scorers": {}, "missing": {}} | changes))
+    return Settings(
+        **(made | {"reference": None, "working": (32,), "scorers": {}, "missing": {}} | changes)
+    )
 
 
 def test_the_ratio_is_the_median_over_rounds_to_the_fastest_other():

@@ -46,7 +46,8 @@ from equiadapt.images.canonicalization_networks import (  # noqa: E402
 NETWORKS = {"group_conv": CustomEquivariantNetwork, "e2cnn": ESCNNEquivariantNetwork}
 TITLES = {"group_conv": "its own network", "e2cnn": "e2cnn network"}
 NETWORK = {"out_channels": 16, "kernel_size": 5, "num_layers": 3, "group_type": "rotation"}
-CANONICALIZATION = {"beta": 1.0, "input_crop_ratio": 0.8, "resize_shape": 32}
+CANONICALIZATION = {"beta": 1.0, "input_crop_ratio": 0.8}
+WORKING = 32  # pixels to which the canonicalizer resizes what its network sees
 PRIOR_WEIGHT, LEARNING_RATE, BATCH = 100.0, 1e-3, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PACKAGES = ("equiadapt", "e2cnn", "kornia", "torch", "torchvision", "numpy")
@@ -95,18 +96,22 @@ class Fixed(torch.nn.Module):
         return self.scores.repeat(len(x), 1)
 
 
-def canonicalizer(network: torch.nn.Module, size: int) -> GroupEquivariantImageCanonicalization:
+def canonicalizer(
+    network: torch.nn.Module, size: int, working: int = WORKING
+) -> GroupEquivariantImageCanonicalization:
     """The canonicalizer of equiadapt for images (B, 3, size, size) on one of its networks."""
-    settings = OmegaConf.create(CANONICALIZATION)
+    settings = OmegaConf.create({**CANONICALIZATION, "resize_shape": working})
     return GroupEquivariantImageCanonicalization(network, settings, (3, size, size))
 
 
-def build(name: str, rotations: int, size: int) -> GroupEquivariantImageCanonicalization:
-    side = CANONICALIZATION["resize_shape"]
-    network = NETWORKS[name](in_shape=(3, side, side), num_rotations=rotations, **NETWORK)
+def build(
+    name: str, rotations: int, size: int, working: int = WORKING
+) -> GroupEquivariantImageCanonicalization:
+    shape = (3, working, working)
+    network = NETWORKS[name](in_shape=shape, num_rotations=rotations, **NETWORK)
     # Its own network does not say what the canonicalizer asks of it.
     network.group_type, network.num_rotations = "rotation", rotations
-    return canonicalizer(network, size)
+    return canonicalizer(network, size, working)
 
 
 def sense(rotations: int, images: torch.Tensor) -> int:
@@ -173,6 +178,7 @@ def settings() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="of the predictor")
     parser.add_argument("--canonicalizer", choices=list(NETWORKS), required=True)
     parser.add_argument("--rotations", type=int, choices=(4, 8), default=4)
+    parser.add_argument("--working", type=int, default=WORKING, help="pixels its network sees")
     parser.add_argument("--images_seen", type=int, default=50_000, help="while training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")
@@ -186,15 +192,17 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     name, rotations, seen = arguments.canonicalizer, arguments.rotations, arguments.images_seen
+    working = arguments.working
     test = evaluation.load(arguments.images)
     files, labels = photos.read(arguments.train / "train.tar")
     images = photos.decode(files)
     predictor = CifarResNet(arguments.weights)
-    model = build(name, rotations, images.shape[1])
+    model = build(name, rotations, images.shape[1], working)
     seconds = train(model, predictor, images, labels, seen, arguments.seed)
     sign = sense(rotations, normalized(test.images("0")[:100]))
     result = {
-        "method": f"equiadapt, {TITLES[name]}, C{rotations}, {seen:,} images seen",
+        "method": f"equiadapt, {TITLES[name]} at {working} pixels, C{rotations}, "
+        f"{seen:,} images seen",
         **evaluation.measure(predict_with(model, predictor, rotations, sign), test, rotations),
         "predictor_passes": 1,
         "train_seconds": seconds,
@@ -203,7 +211,8 @@ def main() -> None:
         "seed": arguments.seed,
         "threads": torch.get_num_threads(),
         "sense": sign,
-        "settings": {**NETWORK, **CANONICALIZATION, "prior_weight": PRIOR_WEIGHT, "batch": BATCH,
+        "settings": {**NETWORK, **CANONICALIZATION, "resize_shape": working,
+                     "prior_weight": PRIOR_WEIGHT, "batch": BATCH,
                      "optimizer": f"AdamW, {LEARNING_RATE}"},
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},

@@ -169,7 +169,8 @@ def measure_reference(name: str, arguments, weights: Path, test: Path, output: P
         str(python), "-m", "benchmarks.accuracy.reference", f"--images={test.absolute()}",
         f"--train={(arguments.shared / 'data' / 'cifar10_jpeg').absolute()}",
         f"--weights={weights.absolute()}", f"--canonicalizer={name}",
-        f"--rotations={arguments.rotations}", f"--images_seen={arguments.images_seen}",
+        f"--rotations={arguments.rotations}", f"--working={arguments.working}",
+        f"--images_seen={arguments.images_seen}",
         f"--seed={arguments.seed}", f"--output={output.absolute()}",
     ]  # fmt: skip
     if arguments.threads:
@@ -202,7 +203,8 @@ def results(arguments) -> list[evaluation.Result]:
             train_ours(name, arguments, workdir)
             measure_run(workdir, test, paths[-1])
     for name in reference:
-        kind = f"{name}-c{arguments.rotations}-{count}-seed{arguments.seed}"
+        network = f"{name}-c{arguments.rotations}-{arguments.working}px"
+        kind = f"{network}-{count}-seed{arguments.seed}"
         paths.append(runs / f"reference-{kind}.json")
         if missing(paths[-1], test, arguments):
             measure_reference(name, arguments, weights, turned, paths[-1])
@@ -238,6 +240,7 @@ def settings() -> argparse.Namespace:
         "--canonicalizers", default=",".join(CANONICALIZERS), help="equiadapt's; empty for none"
     )
     parser.add_argument("--rotations", type=int, choices=(4, 8), default=4, help="of equiadapt's")
+    parser.add_argument("--working", type=int, default=32, help="pixels that equiadapt's see")
     parser.add_argument("--images_seen", type=int, default=30_000, help="in training")
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")

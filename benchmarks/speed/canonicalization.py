@@ -15,7 +15,8 @@ from equiadapt_jax.groups import SO, Cyclic, Dihedral
 from equiadapt_jax.training.workdir import read_config
 
 PART = "canonicalization"
-SIZE, SMALL, WORKING = 224, 32, 96  # pixels; the last are those to which equiadapt resizes
+SIZE, SMALL = 224, 32  # pixels
+WORKING = 96  # to which equiadapt's examples resize
 # Of configs/cifar10_resnet20.py:light, which trains it.
 SCORER = {
     "features": (12, 24, 64), "kernels": (4, 4, 2), "strides": (2, 2, 2), "size": 56, "grid": 7,
@@ -62,36 +63,34 @@ def canonicalize(settings: Settings, group, dtype: str = "float32"):
 
 
 def measure(settings: Settings) -> list[Comparison]:
-    """One comparison for each group, and one over groups for a known pose."""
+    """One comparison for each group and working size, and one over groups for a known pose."""
     batch, size = (2, SMALL) if settings.small else (16, SIZE)
     x = np.random.default_rng(0).uniform(size=(batch, size, size, 3)).astype(np.float32)
-    found = [beside_reference(settings, name, x) for name in GROUPS]
+    sizes = settings.working if settings.reference else (None,)
+    found = [beside_reference(settings, name, x, size) for name in GROUPS for size in sizes]
     return [*found, known_pose(settings, x)]
 
 
-def beside_reference(settings: Settings, name: str, x) -> Comparison:
+def beside_reference(settings: Settings, name: str, x, working: int | None) -> Comparison:
     """The same images, by both packages."""
     group, theirs = GROUPS[name]
     function, params, size, accuracy = canonicalize(settings, group)
-    working = SMALL if settings.small else WORKING
     cases = {"ours": compiled(function, params, x)}
     cases["ours"][1]["pose_accuracy"] = accuracy
     if settings.reference:
         try:
             cases["equiadapt"] = settings.reference.case(
                 "canonicalization", batch=len(x), size=x.shape[1], group=theirs,
-                order=getattr(group, "n", 0), network="e2cnn",
-                working=working,
+                order=getattr(group, "n", 0), network="e2cnn", working=working,
             )  # fmt: skip
         except RuntimeError as error:
-            settings.refuse(f"equiadapt for {name}", error)
+            settings.refuse(f"equiadapt for {name} at {working} pixels", error)
     seconds = interleaved({name: case for name, (case, _) in cases.items()}, settings.rounds)
     costs = {name: cost for name, (_, cost) in cases.items()}
     floor = settings.floors.computing(costs["ours"]["operations"])
-    what = (
-        f"canonicalization, {name}, {len(x)} images of {x.shape[1]} pixels, of which the scorer "
-        f"sees {size}, equiadapt's {working}"
-    )
+    what = f"canonicalization, {name}, {len(x)} images of {x.shape[1]} pixels, ours sees {size}"
+    if settings.reference:
+        what += f", equiadapt's {working}"
     if settings.reference:
         settings.reference.forget()
     return Comparison(PART, what, seconds, floor=floor, costs=costs)

@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.speed import results, timing
+from benchmarks.speed.canonicalization import WORKING
 from benchmarks.speed.reference import Reference
 from benchmarks.speed.results import Comparison
 from benchmarks.speed.settings import Settings
@@ -112,6 +113,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help="of images and predictors there")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that all runs")
     parser.add_argument("--reference", type=Path, help="a Python that has equiadapt")
+    parser.add_argument(
+        "--working", type=int, nargs="+", help="pixels that equiadapt's scorer sees: 32, 56 and 96"
+    )
     parser.add_argument("--scorers", type=Path, nargs="*", default=(), help="runs of train.py")
     parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")
     parser.add_argument("--output", type=Path, default=Path("runs/speed"))
@@ -132,9 +136,11 @@ def main() -> None:
     reference = open_reference(asked, missing)
     scorers = {trained_for(run): run for run in asked.scorers}
     floors = timing.floors(asked.small)
+    working = asked.working or ((32,) if asked.small else (32, 56, WORKING))
     settings = Settings(
-        asked.rounds, asked.small, asked.batch, asked.dtype, floors, reference, scorers, missing
-    )
+        asked.rounds, asked.small, asked.batch, asked.dtype, floors, reference, working, scorers,
+        missing,
+    )  # fmt: skip
     comparisons = measure(settings, asked.parts.split(","))
     if reference:
         reference.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.speed.reference import Reference
@@ -19,6 +20,7 @@ class Settings:
       dtype: of images and predictors in inference.
       floors: of this machine.
       reference: the other process, if there is one.
+      working: pixels to which equiadapt resizes before its scorer, each a comparison.
       scorers: runs whose scorers are measured, by the name of their group.
       missing: what is not here and why, which grows.
     """
@@ -29,6 +31,7 @@ class Settings:
     dtype: str
     floors: Floors
     reference: Reference | None
+    working: Sequence[int]
     scorers: dict[str, Path]
     missing: dict[str, str]
 
