@@ -9,12 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+PAUSE = 0.02  # seconds
+
 # Does its work once; returns the seconds where another process took them.
 Case = Callable[[], float | None]
 
 
 def interleaved(cases: Mapping[str, Case], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each case, once in every round; each round begins with another of them."""
+    """Seconds of each case, once in every round; each round begins with another of them.
+
+    A pause before each lets the threads of the one before go to sleep: OpenMP's spin for some
+    milliseconds, which would be taken from the case that follows PyTorch's.
+    """
     names = list(cases)
     for name in names:
         cases[name]()  # what is slow the first time
@@ -22,6 +28,7 @@ def interleaved(cases: Mapping[str, Case], rounds: int) -> dict[str, list[float]
     for first in range(rounds):
         for k in range(len(names)):
             name = names[(first + k) % len(names)]
+            time.sleep(PAUSE)
             seconds[name].append(_timed(cases[name]))
     return seconds
 
