@@ -212,6 +212,9 @@ class Adapted:
         Predictions that the scorer's features came with are used again; with a frozen predictor
         also in training, where `canonical.weights` sum them: one-hot for hard weights, and for soft
         ones a mixture of predictions where other scorers mix images.
+
+        Raises ValueError for images of another shape or with channels first, TypeError for those
+        that are not floats; so do `init`, `canonicalize` and `predict`.
         """
         scorer_key, predictor_key = _two(key)
         seen = viewed = self._view(images)
@@ -251,19 +254,9 @@ class Adapted:
     def _squares(self, images):
         """Images in the centre of squares, where they are not and the group or mask asks for it.
 
-        TypeError for images that are not floats, ValueError for another order of axes: everything
-        a user passes comes by here.
+        What is given to `init`, `apply`, `canonicalize` and `predict` comes by here.
         """
-        if images.ndim != 4 or _channels_first(images.shape):
-            raise ValueError(
-                f"Images have shape (B, H, W, C), got {images.shape}: transpose channels that come "
-                "first, and give a single image a batch of one."
-            )
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(
-                f"Images of dtype {images.dtype} are not the floats in [0, 1] that this takes: "
-                "divide 8-bit ones by 255."
-            )
+        _check_images(images)
         if self._any_shape:
             return images
         return squares.from_images(images, pad=self.pad, fill=self.fill)
@@ -333,10 +326,28 @@ class Adapted:
         return canonical, state
 
 
-def _channels_first(shape) -> bool:
-    """Whether it is (B, C, S, S): as (B, H, W, C) it had one or three rows, and S channels."""
-    _, channels, height, width = shape
-    return channels in (1, 3) and height == width > 4
+def _check_images(images):
+    """ValueError for other axes than `(B, H, W, C)`, TypeError for numbers that are not floats.
+
+    Channels come first if there would be four rows at most, and more than sixteen channels and
+    columns: no image looks like that.
+    """
+    if images.ndim != 4:
+        raise ValueError(
+            f"Images must have shape (B, H, W, C), got {images.shape}: give a single one as "
+            "image[None], and take jax.vmap for further axes."
+        )
+    _, rows, columns, channels = images.shape
+    if rows <= 4 and columns > 16 and channels > 16:
+        raise ValueError(
+            f"Images must have shape (B, H, W, C), got {images.shape}, where channels seem to come "
+            "first: give images.transpose(0, 2, 3, 1)."
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"Images of dtype {images.dtype} are not the floats in [0, 1] that this takes: divide "
+            "8-bit ones by 255."
+        )
 
 
 def _two(key):

@@ -311,23 +311,33 @@ def test_images_of_integers_are_refused(dtype):
             function(params, state, X.astype(dtype))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 8, 8), (8, 8, 1), (1, 2, 8, 8, 1)])
-def test_images_with_other_axes_are_refused(shape):
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((2, 3, 17, 17), r"channels seem to come first: give images.transpose\(0, 2, 3, 1\)"),
+        ((2, 1, 64, 48), "channels seem to come first"),
+        ((2, 4, 32, 32), "channels seem to come first"),
+        ((8, 8, 1), r"got \(8, 8, 1\): give a single one as image\[None\]"),
+        ((1, 2, 8, 8, 1), r"got \(1, 2, 8, 8, 1\): give a single one"),
+    ],
+)
+def test_images_with_other_axes_are_refused(shape, sentence):
     model, params, state, _ = built()
     images = jnp.zeros(shape)
-    for function in (model.apply, model.canonicalize, model.predict):
-        with pytest.raises(ValueError, match=r"\(B, H, W, C\), got .*: transpose channels"):
+    for function in (model.apply, model.canonicalize, model.predict, jax.jit(model.apply)):
+        with pytest.raises(ValueError, match=sentence):
             function(params, state, images)
-    with pytest.raises(ValueError, match=r"\(B, H, W, C\), got"):
+    with pytest.raises(ValueError, match=sentence):
         model.init(jax.random.key(0), images)
 
 
-def test_images_of_few_rows_are_taken():
+@pytest.mark.parametrize("shape", [(2, 4, 40, 16), (2, 4, 16, 40), (2, 5, 17, 17)])
+def test_images_of_few_rows_or_many_channels_are_taken(shape):
     half_turn = Cyclic(2)
     scorer = ea.from_function(lambda params, x: jnp.zeros((len(x), 2)))
     model = ea.adapt(half_turn, scorer, ea.from_function(lambda params, x: x.mean((1, 2))))
-    params, state = model.init(jax.random.key(0), jnp.zeros((1, 3, 8, 4)))
-    assert model.apply(params, state, jnp.zeros((2, 3, 8, 4)))[0][0].shape == (2, 4)
+    params, state = model.init(jax.random.key(0), jnp.zeros(shape))
+    assert model.apply(params, state, jnp.zeros(shape))[0][0].shape == (2, shape[-1])
 
 
 def test_a_predictor_given_without_its_state_is_refused():

@@ -238,6 +238,7 @@ def test_an_index_out_of_reach_is_told_in_one_sentence(tmp_path, monkeypatch):
         ("--canonicalizers=e2cnn,e3nn", "Unknown 'e3nn' in --canonicalizers: choose of group_conv"),
         ("--ours=features", "Unknown 'features' in --ours: choose of group_conv-c4"),
         ("--images_seen=100", "--images_seen=100: give a multiple of 60"),
+        ("--working=0", "--working=0: give at least one pixel"),
     ],
 )
 def test_unknown_arguments_are_refused_before_any_work(argument, message, tmp_path, monkeypatch):
@@ -246,3 +247,15 @@ def test_unknown_arguments_are_refused_before_any_work(argument, message, tmp_pa
     with pytest.raises(SystemExit, match=message):
         run.main()
     assert not (tmp_path / "runs").exists()
+
+
+def test_equiadapt_is_told_what_it_is_measured_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.environment, "ensure", lambda folder: folder / "bin" / "python")
+    commands = []
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path), "--working=96", "--rotations=8"])
+    files = tmp_path / "weights", tmp_path / "turned.npz", tmp_path / "result.json"
+    run.measure_reference("e2cnn", run.settings(), *files)
+    (command,) = commands
+    assert {"--canonicalizer=e2cnn", "--working=96", "--rotations=8"} < set(command)
+    assert f"--output={files[-1]}" in command

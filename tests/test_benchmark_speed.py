@@ -1,7 +1,9 @@
 """The speed benchmark: ratios of interleaved rounds, what is written, what is missing."""
 
+import functools
 import json
 import sys
+import time
 
 import jax
 import numpy as np
@@ -27,7 +29,7 @@ def compared(**changes):
 def settings(**changes):
     made = {"rounds": 2, "small": True, "batch": 2, "dtype": "float32", "floors": FLOORS}
     return Settings(
-        **(made | {"reference": None, "working": (32,), "scorers": {}, "missing": {}} | changes)
+        **(made | {"reference": None, "working": None, "scorers": {}, "missing": {}} | changes)
     )
 
 
@@ -42,12 +44,19 @@ def test_the_ratio_is_the_median_over_rounds_to_the_fastest_other():
     assert compared(against="absent").ratio is None
 
 
-def test_cases_take_turns_and_each_begins():
+def test_cases_take_turns_and_each_begins(monkeypatch):
     order = []
-    cases = {name: lambda name=name: order.append(name) for name in "abc"}
+
+    def case(name):
+        order.append(name)
+        time.sleep(0.02 if name == "c" else 0)
+
+    monkeypatch.setattr(timing, "BRIEF", 0.01)  # so that a and b run once more, untimed
+    cases = {name: functools.partial(case, name) for name in "abc"}
     seconds = timing.interleaved(cases, 4)
-    assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
+    assert "".join(order) == "abc" + "abc" + "aabbc" + "bbcaa" + "caabb" + "aabbc"
     assert {name: len(found) for name, found in seconds.items()} == dict.fromkeys("abc", 4)
+    assert min(seconds["c"]) >= 0.02
 
 
 def test_seconds_that_are_told_are_taken():
@@ -87,6 +96,16 @@ def test_only_ratios_that_grew_are_named(tmp_path):
     assert results.slower(results.as_json([compared(seconds=seconds)]), stored, 1.5) == []
 
 
+def test_what_a_check_does_not_hold_is_told(tmp_path):
+    stored = tmp_path / "speed.json"
+    others = [compared(what="more"), compared(what="none", seconds={"ours": [1.0]})]
+    elsewhere = compared(part="training", what="a step")
+    comparisons = results.as_json([compared(), *others, elsewhere])
+    stored.write_text(json.dumps({"comparisons": comparisons}))
+    assert results.unmeasured(results.as_json([compared()]), stored, ["warp"]) == ["more"]
+    assert results.unmeasured(comparisons, stored, ["warp", "training"]) == []
+
+
 def test_a_plot_is_drawn(tmp_path):
     results.plot([compared(), compared(what="alone", seconds={"ours": [1.0]})], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
@@ -98,6 +117,52 @@ def test_a_reference_that_cannot_start_is_told(capfd):
         reference.case("canonicalization", batch=1)
     reference.close()
     assert "No module named" in capfd.readouterr().err
+
+
+class Fake:
+    """A reference that takes as many seconds as it resizes to pixels, and fails with 7."""
+
+    def __init__(self):
+        self.forgotten = 0
+
+    def case(self, what, *, working, **_):
+        if working == 7:
+            raise RuntimeError("7 is too small")
+        return lambda: float(working), {"bytes": working}
+
+    def forget(self):
+        self.forgotten += 1
+
+
+def test_ours_is_timed_once_beside_equiadapt_at_every_size(monkeypatch):
+    monkeypatch.setattr(canonicalization, "GROUPS", {"C4": canonicalization.GROUPS["C4"]})
+    made = settings(reference=Fake(), working=(32, 7, 96))
+    alone, at_32, at_96, _ = canonicalization.measure(made)
+    assert at_96.what == ("canonicalization, C4, 2 images of 32 pixels, ours sees 56, equiadapt 96")
+    assert at_96.seconds["equiadapt"] == [96.0, 96.0]
+    assert at_32.seconds["equiadapt"] == [32.0, 32.0]
+    assert at_32.seconds["ours"] == at_96.seconds["ours"] == alone.seconds["ours"]
+    assert at_96.costs == {"equiadapt": {"bytes": 96}}
+    assert alone.other is None
+    assert made.missing == {"equiadapt for C4 at 7 pixels": "7 is too small"}
+    assert made.reference.forgotten == 1
+    (alone, _) = canonicalization.measure(settings(working=(32,)))
+    assert alone.what == "canonicalization, C4, 2 images of 32 pixels, ours sees 56"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--working", "32"], "give its --reference as well"),
+        (["--reference=python", "--working", "32", "32"], "give different sizes"),
+        (["--reference=python", "--working", "0"], "of at least one pixel"),
+    ],
+)
+def test_sizes_that_mean_nothing_are_refused(flags, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", *flags])
+    with pytest.raises(SystemExit):
+        speed.arguments()
+    assert sentence in capsys.readouterr().err
 
 
 def test_peers_must_turn_as_ours_does():

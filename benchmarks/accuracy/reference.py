@@ -11,6 +11,7 @@ its e2cnn network, 16 fields, kernels of 5, 3 layers; crop, weights of the losse
 learning rate as in its examples (AdamW, which they use for all predictors but ResNets), without
 their augmentation of the training images. The predictor is frozen. Their crop, 0.8 of the side, is 26
 of 32 pixels, in the middle; 0.9 would be 29, off the middle, and quarter turns would change poses.
+What is left is resized to `--working` pixels, 32 unless told: as there are; its examples have 96.
 """  # noqa: E501
 
 import argparse
@@ -97,7 +98,7 @@ class Fixed(torch.nn.Module):
 
 
 def canonicalizer(
-    network: torch.nn.Module, size: int, working: int = WORKING
+    network: torch.nn.Module, size: int, working: int
 ) -> GroupEquivariantImageCanonicalization:
     """The canonicalizer of equiadapt for images (B, 3, size, size) on one of its networks."""
     settings = OmegaConf.create({**CANONICALIZATION, "resize_shape": working})
@@ -105,8 +106,9 @@ def canonicalizer(
 
 
 def build(
-    name: str, rotations: int, size: int, working: int = WORKING
+    name: str, rotations: int, size: int, working: int
 ) -> GroupEquivariantImageCanonicalization:
+    """The same on a new network of NETWORKS, which sees images (B, 3, working, working)."""
     shape = (3, working, working)
     network = NETWORKS[name](in_shape=shape, num_rotations=rotations, **NETWORK)
     # Its own network does not say what the canonicalizer asks of it.
@@ -114,12 +116,12 @@ def build(
     return canonicalizer(network, size, working)
 
 
-def sense(rotations: int, images: torch.Tensor) -> int:
+def sense(rotations: int, images: torch.Tensor, working: int) -> int:
     """1 if its element by an angle θ is what turned the image by θ counter-clockwise, else −1.
 
     Seen from what it makes of images turned by a quarter when that element is found.
     """
-    fixed = canonicalizer(Fixed(rotations, rotations // 4), images.shape[-1]).eval()
+    fixed = canonicalizer(Fixed(rotations, rotations // 4), images.shape[-1], working).eval()
     undone = fixed(torch.rot90(images, 1, (2, 3)))
     errors = [(undone - torch.rot90(images, k, (2, 3))).abs().max() for k in (0, 2)]
     if min(errors) > 1e-2:
@@ -199,7 +201,7 @@ def main() -> None:
     predictor = CifarResNet(arguments.weights)
     model = build(name, rotations, images.shape[1], working)
     seconds = train(model, predictor, images, labels, seen, arguments.seed)
-    sign = sense(rotations, normalized(test.images("0")[:100]))
+    sign = sense(rotations, normalized(test.images("0")[:100]), working)
     result = {
         "method": f"equiadapt, {TITLES[name]} at {working} pixels, C{rotations}, "
         f"{seen:,} images seen",

@@ -187,6 +187,8 @@ def results(arguments) -> list[evaluation.Result]:
     archive, turned = shared / "data" / "cifar10_jpeg" / "test.tar", runs / "evaluation.npz"
     if count < BATCH or count % BATCH:
         raise ValueError(f"--images_seen={count}: give a multiple of {BATCH}, a batch of ours.")
+    if arguments.working < 1:
+        raise ValueError(f"--working={arguments.working}: give at least one pixel.")
     reference = chosen("canonicalizers", arguments.canonicalizers, CANONICALIZERS)
     ours = chosen("ours", arguments.ours, OURS)
     images.make(archive, turned, arguments.limit)
@@ -240,7 +242,7 @@ def settings() -> argparse.Namespace:
         "--canonicalizers", default=",".join(CANONICALIZERS), help="equiadapt's; empty for none"
     )
     parser.add_argument("--rotations", type=int, choices=(4, 8), default=4, help="of equiadapt's")
-    parser.add_argument("--working", type=int, default=32, help="pixels that equiadapt's see")
+    parser.add_argument("--working", type=int, default=32, help="pixels equiadapt's networks see")
     parser.add_argument("--images_seen", type=int, default=30_000, help="in training")
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")

@@ -16,7 +16,8 @@ from equiadapt_jax.training.workdir import read_config
 
 PART = "canonicalization"
 SIZE, SMALL = 224, 32  # pixels
-WORKING = 96  # to which equiadapt's examples resize
+# To which equiadapt resizes, if not told: what its accuracy was measured with, ours, its examples'.
+WORKING = (32, 56, 96)
 # Of configs/cifar10_resnet20.py:light, which trains it.
 SCORER = {
     "features": (12, 24, 64), "kernels": (4, 4, 2), "strides": (2, 2, 2), "size": 56, "grid": 7,
@@ -32,7 +33,7 @@ GROUPS = {
 
 
 def canonicalize(settings: Settings, group, dtype: str = "float32"):
-    """(function, parameters, working size, pose accuracy) of canonicalization.
+    """(function, parameters, side of what the scorer sees, pose accuracy) of canonicalization.
 
     The function makes canonical inputs and poses of images `(B, S, S, 3)`.
 
@@ -63,41 +64,43 @@ def canonicalize(settings: Settings, group, dtype: str = "float32"):
 
 
 def measure(settings: Settings) -> list[Comparison]:
-    """One comparison for each group and working size, and one over groups for a known pose."""
+    """One comparison for each group and size that equiadapt resizes to, and one of known poses."""
     batch, size = (2, SMALL) if settings.small else (16, SIZE)
     x = np.random.default_rng(0).uniform(size=(batch, size, size, 3)).astype(np.float32)
-    found = []
-    for name in GROUPS:
-        for working in settings.working if settings.reference else (None,):
-            found.append(beside_reference(settings, name, x, working))
-            if "equiadapt" not in found[-1].seconds:  # nor would it with another size
-                break
+    found = [comparison for name in GROUPS for comparison in beside_reference(settings, name, x)]
     return [*found, known_pose(settings, x)]
 
 
-def beside_reference(settings: Settings, name: str, x, working: int | None) -> Comparison:
-    """The same images, by both packages."""
+def beside_reference(settings: Settings, name: str, x) -> list[Comparison]:
+    """The same images by both packages, in the same rounds: ours with equiadapt at each size."""
     group, theirs = GROUPS[name]
-    function, params, size, accuracy = canonicalize(settings, group)
-    cases = {"ours": compiled(function, params, x)}
-    cases["ours"][1]["pose_accuracy"] = accuracy
-    if settings.reference:
+    function, params, sees, accuracy = canonicalize(settings, group)
+    case, cost = compiled(function, params, x)
+    cost["pose_accuracy"] = accuracy
+    cases, costs = {"ours": case}, {"ours": cost}
+    sizes = settings.working or ((SMALL,) if settings.small else WORKING)
+    for size in sizes if settings.reference else ():
         try:
-            cases["equiadapt"] = settings.reference.case(
+            cases[size], costs[size] = settings.reference.case(
                 "canonicalization", batch=len(x), size=x.shape[1], group=theirs,
-                order=getattr(group, "n", 0), network="e2cnn", working=working,
+                order=getattr(group, "n", 0), network="e2cnn", working=size,
             )  # fmt: skip
         except RuntimeError as error:
-            settings.refuse(f"equiadapt for {name} at {working} pixels", error)
-    seconds = interleaved({name: case for name, (case, _) in cases.items()}, settings.rounds)
-    costs = {name: cost for name, (_, cost) in cases.items()}
-    floor = settings.floors.computing(costs["ours"]["operations"])
-    what = f"canonicalization, {name}, {len(x)} images of {x.shape[1]} pixels, ours sees {size}"
-    if settings.reference:
-        what += f", equiadapt's {working}"
+            settings.refuse(f"equiadapt for {name} at {size} pixels", error)
+    seconds = interleaved(cases, settings.rounds)
     if settings.reference:
         settings.reference.forget()
-    return Comparison(PART, what, seconds, floor=floor, costs=costs)
+    floor = settings.floors.computing(cost["operations"])
+    what = f"canonicalization, {name}, {len(x)} images of {x.shape[1]} pixels, ours sees {sees}"
+    found = [
+        Comparison(
+            PART, f"{what}, equiadapt {size}", {"ours": seconds["ours"], "equiadapt": times},
+            floor=floor, costs={"equiadapt": costs[size]},
+        )
+        for size, times in seconds.items() if size != "ours"
+    ]  # fmt: skip
+    alone = Comparison(PART, what, {"ours": seconds["ours"]}, floor=floor, costs={"ours": cost})
+    return [alone, *found]
 
 
 def known_pose(settings: Settings, x) -> Comparison:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import statistics
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,14 @@ def slower(found: list[dict[str, Any]], path: Path, tolerance: float) -> list[st
         and stored[c["what"]]["other"] == c["other"]
         and c["ratio"] > tolerance * stored[c["what"]]["ratio"]
     ]
+
+
+def unmeasured(found: list[dict[str, Any]], path: Path, parts: Collection[str]) -> list[str]:
+    """What a file has ratios of, in these parts, that was not measured now."""
+    measured = {c["what"] for c in found if c["ratio"] is not None}
+    stored = json.loads(path.read_text())["comparisons"]
+    known = {c["what"] for c in stored if c["part"] in parts and c["ratio"] is not None}
+    return sorted(known - measured)
 
 
 def plot(comparisons: list[Comparison], path: Path) -> None:

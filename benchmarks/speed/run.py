@@ -24,7 +24,6 @@ from pathlib import Path
 import jax
 
 from benchmarks.speed import results, timing
-from benchmarks.speed.canonicalization import WORKING
 from benchmarks.speed.reference import Reference
 from benchmarks.speed.results import Comparison
 from benchmarks.speed.settings import Settings
@@ -114,7 +113,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that all runs")
     parser.add_argument("--reference", type=Path, help="a Python that has equiadapt")
     parser.add_argument(
-        "--working", type=int, nargs="+", help="pixels that equiadapt's scorer sees: 32, 56 and 96"
+        "--working",
+        type=int,
+        nargs="+",
+        help="pixels to which equiadapt resizes in canonicalization; 32, 56 and 96 by default",
     )
     parser.add_argument("--scorers", type=Path, nargs="*", default=(), help="runs of train.py")
     parser.add_argument("--threads", type=int, help="of PyTorch; as many as it likes by default")
@@ -125,6 +127,10 @@ def arguments() -> argparse.Namespace:
     unknown = set(found.parts.split(",")) - set(PARTS)
     if unknown:
         parser.error(f"unknown parts {', '.join(sorted(unknown))}: choose of {', '.join(PARTS)}")
+    if found.working and found.reference is None:
+        parser.error(f"--working={found.working} is for equiadapt: give its --reference as well")
+    if found.working and (min(found.working) < 1 or len(set(found.working)) < len(found.working)):
+        parser.error(f"--working={found.working}: give different sizes of at least one pixel")
     return found
 
 
@@ -136,10 +142,9 @@ def main() -> None:
     reference = open_reference(asked, missing)
     scorers = {trained_for(run): run for run in asked.scorers}
     floors = timing.floors(asked.small)
-    working = asked.working or ((32,) if asked.small else (32, 56, WORKING))
     settings = Settings(
-        asked.rounds, asked.small, asked.batch, asked.dtype, floors, reference, working, scorers,
-        missing,
+        asked.rounds, asked.small, asked.batch, asked.dtype, floors, reference, asked.working,
+        scorers, missing,
     )  # fmt: skip
     comparisons = measure(settings, asked.parts.split(","))
     if reference:
@@ -154,6 +159,8 @@ def main() -> None:
     (asked.output / "speed.md").write_text(said)
     results.plot(comparisons, asked.output / "speed.png")
     if asked.check:
+        for what in results.unmeasured(found, asked.check, asked.parts.split(",")):
+            print(f"Not held, since it was not measured: {what}", file=sys.stderr)
         worse = results.slower(found, asked.check, asked.tolerance)
         sys.exit("\n".join(worse) if worse else None)
 

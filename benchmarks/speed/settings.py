@@ -20,7 +20,7 @@ class Settings:
       dtype: of images and predictors in inference.
       floors: of this machine.
       reference: the other process, if there is one.
-      working: pixels to which equiadapt resizes before its scorer, each a comparison.
+      working: pixels to which equiadapt resizes in canonicalization; None for those of that part.
       scorers: runs whose scorers are measured, by the name of their group.
       missing: what is not here and why, which grows.
     """
@@ -31,7 +31,7 @@ class Settings:
     dtype: str
     floors: Floors
     reference: Reference | None
-    working: Sequence[int]
+    working: Sequence[int] | None
     scorers: dict[str, Path]
     missing: dict[str, str]
 
