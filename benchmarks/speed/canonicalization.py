@@ -16,13 +16,14 @@ from equiadapt_jax.training.workdir import read_config
 
 PART = "canonicalization"
 SIZE, SMALL = 224, 32  # pixels
-# To which equiadapt resizes, if not told: what its accuracy was measured with, ours, its examples'.
-WORKING = (32, 56, 96)
 # Of configs/cifar10_resnet20.py:light, which trains it.
 SCORER = {
     "features": (12, 24, 64), "kernels": (4, 4, 2), "strides": (2, 2, 2), "size": 56, "grid": 7,
 }  # fmt: skip
 STEERABLE = {"size": 48}
+EXAMPLES = 96  # pixels to which equiadapt's examples resize
+# Those compared, if not told: of the photographs that accuracy is measured on, ours, its examples'.
+WORKING = (32, SCORER["size"], EXAMPLES)
 GROUPS = {
     "C4": (Cyclic(4), "rotation"),
     "C8": (Cyclic(8), "rotation"),

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 import equiadapt_jax as ea
-from benchmarks.speed.canonicalization import SCORER, SIZE, WORKING
+from benchmarks.speed.canonicalization import EXAMPLES, SCORER, SIZE, SMALL
 from benchmarks.speed.results import Comparison
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.timing import Case, compile_, interleaved
@@ -23,7 +23,7 @@ def measure(settings: Settings) -> list[Comparison]:
 
 def beside_reference(settings: Settings, n: int) -> Comparison:
     batch, size, name = (2, 64, "resnet18") if settings.small else (8, SIZE, "resnet50")
-    working = 32 if settings.small else WORKING[-1]
+    working = SMALL if settings.small else EXAMPLES
     cases, costs = {}, {}
     cases["ours"], costs["ours"] = ours(Cyclic(n), name, batch, size)
     if settings.reference:
